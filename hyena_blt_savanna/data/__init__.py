@@ -1,0 +1,1 @@
+"""Records, shards, windows and batches: everything between a FASTA file and a tensor."""

@@ -1,0 +1,1 @@
+"""Operators, blocks and the models that are built from them: tensors in, tensors out."""

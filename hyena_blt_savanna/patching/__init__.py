@@ -1,0 +1,1 @@
+"""Entropy models and the rules that cut a sequence into patches."""

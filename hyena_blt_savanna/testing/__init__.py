@@ -1,0 +1,1 @@
+"""For tests: ranks on one machine and toy genomes."""

@@ -1,0 +1,1 @@
+"""The run: configuration, DeepSpeed engine, loop, schedules, checkpoints, metrics."""
