@@ -1,0 +1,91 @@
+"""The Hyena mixer: input projection, featurizer, operator, output projection."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
+from hyena_blt_savanna.model.operators import HyenaConfig, HyenaOperator, convolve_slice, widen
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
+
+
+class HyenaMixer(nn.Module):
+    """Projects to x1, x2, v, runs a short filter over each of their channels, applies the operator, projects back.
+
+    Source: Ku et al. 2025 (arXiv:2503.01868); Savanna's `ParallelSequenceMixer`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        operator: HyenaOperator,
+        config: HyenaConfig,
+        num_blocks: int = 1,
+        context: ContextParallel = SINGLE_RANK,
+    ) -> None:
+        super().__init__()
+        self.in_projection = InputProjection(width, config.interleaved_projection)
+        self.featurizer = Featurizer(width, config.featurizer_taps, config.interleaved_projection, context)
+        self.operator = operator
+        self.out_projection = OutputProjection(width, config.output_bias, num_blocks)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, L, M] to [B, L, M]."""
+        x1, x2, v = self.featurizer(self.in_projection(u)).chunk(3)
+        return self.out_projection(self.operator(x1, x2, v))
+
+
+def thirds(rows: Tensor, interleaved: bool) -> Tensor:
+    """Rows [3 M, ...] of a weight in the order all of x1, then x2, then v."""
+    return rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1) if interleaved else rows
+
+
+class InputProjection(nn.Module):
+    """[B, L, M] to [3 M, B, L]. Initialised with `small_init`."""
+
+    def __init__(self, width: int, interleaved: bool) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+        self.weight = nn.Parameter(torch.empty(3 * width, width))
+        nn.init.normal_(self.weight, std=small_init_std(width))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Projects; the channels come out as all of x1, then x2, then v."""
+        batch, length, width = u.shape
+        # The weight is put in order, not the activations: it is small.
+        flat = torch.mm(thirds(self.weight, self.interleaved), u.reshape(-1, width).t())
+        return flat.view(-1, batch, length)
+
+
+class Featurizer(nn.Module):
+    """A short causal filter of its own for each of the 3 M channels. Taps start uniform within 1 / sqrt(K)."""
+
+    def __init__(self, width: int, num_taps: int, interleaved: bool, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+        self.context = context
+        self.taps = nn.Parameter(torch.empty(3 * width, num_taps))
+        nn.init.uniform_(self.taps, -1 / math.sqrt(num_taps), 1 / math.sqrt(num_taps))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[3 M, B, L] to [3 M, B, L]."""
+        return convolve_slice(z, thirds(widen(self.taps), self.interleaved), self.context)
+
+
+class OutputProjection(nn.Module):
+    """[M, B, L] to [B, L, M]. Initialised with `wang_init`, its bias with zeros."""
+
+    def __init__(self, width: int, bias: bool, num_blocks: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        nn.init.normal_(self.weight, std=wang_init_std(width, num_blocks))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Projects back to one vector a position."""
+        width, batch, length = y.shape
+        return functional.linear(y.reshape(width, -1).t(), self.weight, self.bias).view(batch, length, -1)

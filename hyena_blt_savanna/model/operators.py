@@ -1,0 +1,219 @@
+"""The three Hyena operators of StripedHyena 2: y = x1 * (h (*) p + skip * p) with p = x2 * v.
+
+`(*)` is a causal depthwise convolution; the operators differ in their filter h: a few free taps (hyena_se),
+128 taps under a decay that differs between groups (hyena_mr), a sum of exponentials as long as the sequence
+(hyena_li). hyena_se has no skip. One filter serves a group of consecutive channels.
+
+Source: Ku et al. 2025 (arXiv:2503.01868); Savanna's `hyena.py`, `explicit.py`, `implicit_modal.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.model.convolution import causal_convolution
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
+
+
+class HyenaConfig(Config):
+    """Filters and projections of the hyena_se, hyena_mr and hyena_li blocks."""
+
+    featurizer_taps: int = Field(3, ge=1)
+    """Length of the short filter behind the input projection."""
+    interleaved_projection: bool = False
+    """True: row 3c + i of the input projection and the featurizer makes x1, x2, v (i = 0, 1, 2) of channel c, as
+    the Evo 2 weights are stored. False: all of x1, then x2, then v."""
+    output_bias: bool = True
+    """Whether the output projection adds a bias."""
+    se_taps: int = Field(7, ge=1)
+    """Length of the hyena_se filters."""
+    se_groups: int | None = Field(None, ge=1)
+    """Number of hyena_se filters; None: one a channel (256 in Evo 2 7B)."""
+    mr_taps: int = Field(128, ge=1)
+    """Length of the hyena_mr filters."""
+    mr_groups: int | None = Field(None, ge=1)
+    """Number of hyena_mr filters; None: one a channel (256 in Evo 2 7B)."""
+    mr_decay: Literal["strong", "normal", "weak"] = "weak"
+    """The slowest group's rate is 1, 0.1 or 0.01 over `mr_decay_length` positions; the fastest's is always 100."""
+    mr_decay_length: int = Field(8192, ge=2)
+    """Positions over which the rates are counted. Savanna takes the length that training was configured for:
+    keep the first one when the window grows, or the filters change (8192 in Evo 2 7B)."""
+    mr_decay_repeats: int = Field(1, ge=1)
+    """How many times the scale of rates is repeated over the groups."""
+    mr_init_std: float | None = Field(None, ge=0)
+    """Of the hyena_mr taps; None: 1 / sqrt(3 taps), the power of hyena_se's filters. Savanna starts them at
+    1e-5 / sqrt(mr_decay_length), next to nothing."""
+    li_groups: int | None = Field(None, ge=1)
+    """Number of hyena_li filters; None: one a channel, as in Evo 2."""
+    li_order: int = Field(16, ge=1)
+    """Number of exponentials in a hyena_li filter."""
+    li_step_min: float = Field(0.01, gt=0)
+    """Smallest initial step of a hyena_li exponential; its rate is exp(-1) times its step."""
+    li_step_max: float = Field(0.1, gt=0)
+    """Largest initial step."""
+    skip_init: float = 1.0
+    """Initial skip weight of hyena_mr and hyena_li (Savanna leaves it uninitialised)."""
+
+    def num_groups(self, kind: Literal["se", "mr", "li"], width: int) -> int:
+        """Number of filters of an operator over `width` channels.
+
+        Raises:
+            ConfigError: the channels can't be shared out evenly.
+        """
+        groups = {"se": self.se_groups, "mr": self.mr_groups, "li": self.li_groups}[kind] or width
+        if width % groups:
+            raise ConfigError(
+                f"hyena.{kind}_groups = {groups} does not divide the width {width}; "
+                f"choose a divisor of {width}, or leave it out for one filter a channel"
+            )
+        if kind == "mr" and groups % self.mr_decay_repeats:
+            raise ConfigError(
+                f"hyena.mr_decay_repeats = {self.mr_decay_repeats} does not divide the {groups} hyena_mr groups"
+            )
+        return groups
+
+
+class HyenaOperator(nn.Module, ABC):
+    """What the three operators share: gating around a causal convolution."""
+
+    def __init__(self, context: ContextParallel) -> None:
+        super().__init__()
+        self.context = context
+
+    @abstractmethod
+    def filters(self, length: int) -> Tensor:
+        """The filters that a sequence of `length` positions meets: [G, K], fp32, index = lag, K at most `length`."""
+
+    @abstractmethod
+    def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+        """Mixes along the sequence.
+
+        Args:
+            x1: [D, B, L], gate behind the convolution.
+            x2: [D, B, L], gate before it.
+            v: [D, B, L].
+
+        Returns:
+            [D, B, L], dtype of v.
+        """
+
+
+class HyenaSE(HyenaOperator):
+    """Short explicit filters, without a skip. Taps start uniform within 1 / sqrt(K)."""
+
+    def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__(context)
+        self.taps = nn.Parameter(torch.empty(config.num_groups("se", width), config.se_taps))
+        bound = 1 / math.sqrt(config.se_taps)
+        nn.init.uniform_(self.taps, -bound, bound)
+
+    def filters(self, length: int) -> Tensor:
+        return widen(self.taps)[:, :length]
+
+    def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+        return x1 * convolve_slice(x2 * v, widen(self.taps), self.context)
+
+
+class HyenaMR(HyenaOperator):
+    """Filters of medium length: free taps times a fixed exponential decay whose rate differs between groups."""
+
+    decay: Tensor
+
+    def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__(context)
+        groups = config.num_groups("mr", width)
+        std = 1 / math.sqrt(3 * config.mr_taps) if config.mr_init_std is None else config.mr_init_std
+        self.taps = nn.Parameter(torch.randn(groups, config.mr_taps) * std)
+        self.skip = nn.Parameter(torch.full((width,), config.skip_init))
+        self.register_buffer("decay", decay_grid(groups, config))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HyenaMR:
+        # The grid stays fp32 when the weights are cast: bf16 would change the filters by half a percent.
+        kept = self.decay
+        super()._apply(fn, recurse)
+        self.decay = self.decay.to(kept.dtype) if kept.is_meta else kept.to(self.decay.device)
+        return self
+
+    def filters(self, length: int) -> Tensor:
+        return (widen(self.taps) * self.decay)[:, :length]
+
+    def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+        p = x2 * v
+        q = convolve_slice(p, widen(self.taps) * self.decay, self.context)
+        return x1 * (q + self.skip[:, None, None] * p)
+
+
+class HyenaLI(HyenaOperator):
+    """Implicit filters as long as the sequence: h[t] = sum over o of residue exp(-exp(log_rate + log_step) t).
+
+    Rates and steps are two weights for one number, as in Savanna: the step starts uniformly within bounds, the
+    rate at exp(-1). The poles are real and stable whatever the weights.
+    """
+
+    def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__(context)
+        shape = (config.num_groups("li", width), config.li_order)
+        steps = torch.rand(shape) * (config.li_step_max - config.li_step_min) + config.li_step_min
+        self.log_step = nn.Parameter(steps.log())
+        self.log_rate = nn.Parameter(-torch.ones(shape))
+        self.residues = nn.Parameter(0.1 * torch.randn(shape) / math.sqrt(config.li_order))
+        self.skip = nn.Parameter(torch.full((width,), config.skip_init))
+
+    def filters(self, length: int) -> Tensor:
+        rates = (widen(self.log_rate) + widen(self.log_step)).exp()
+        return modal_filter(rates, widen(self.residues), length)
+
+    def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+        x1, x2, v = (self.context.gather_sequence(part, channel_dim=0, sequence_dim=2) for part in (x1, x2, v))
+        p = x2 * v
+        q = causal_convolution(p, self.context.own_channels(self.filters(p.shape[-1]), channel_dim=0))
+        y = x1 * (q + self.context.own_channels(self.skip, channel_dim=0)[:, None, None] * p)
+        return self.context.scatter_sequence(y, channel_dim=0, sequence_dim=2)
+
+
+def convolve_slice(p: Tensor, taps: Tensor, context: ContextParallel) -> Tensor:
+    """A causal convolution of this rank's slice, with what lies left of it.
+
+    Args:
+        p: [D, B, L].
+        taps: [G, K], index = lag.
+    """
+    halo = context.halo(p, taps.shape[1] - 1, sequence_dim=2) if taps.shape[1] > 1 else None
+    return causal_convolution(p, taps, halo)
+
+
+def decay_grid(groups: int, config: HyenaConfig) -> Tensor:
+    """exp(-rate[g] t / (mr_decay_length - 1)), fp32 [G, K], the rates log-spaced up to 100 over the groups.
+
+    Source: Savanna's `ExplicitSingleDecayFilter` (SAVANNA 'explicit_single_decay').
+    """
+    slowest = {"strong": 0, "normal": -1, "weak": -2}[config.mr_decay]
+    rates = torch.logspace(slowest, 2, groups // config.mr_decay_repeats)
+    time = torch.arange(config.mr_taps) / (config.mr_decay_length - 1)
+    return torch.exp(-rates.repeat(config.mr_decay_repeats)[:, None] * time)
+
+
+def modal_filter(rates: Tensor, residues: Tensor, length: int) -> Tensor:
+    """h[g, t] = sum over o of residues[g, o] exp(-rates[g, o] t) for t below `length`.
+
+    Args:
+        rates: [G, O], positive.
+        residues: [G, O].
+
+    Returns:
+        [G, length].
+    """
+    time = torch.arange(length, device=rates.device, dtype=rates.dtype)
+    return (residues[..., None] * torch.exp(-rates[..., None] * time)).sum(1)
+
+
+def widen(weight: Tensor) -> Tensor:
+    """A weight in fp32 at least: filters are evaluated there whatever the weights' dtype."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

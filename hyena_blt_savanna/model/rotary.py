@@ -1,0 +1,53 @@
+"""Rotary positions."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hyena_blt_savanna.config import Config
+
+
+class RotaryConfig(Config):
+    """Rotary positions of the attention blocks."""
+
+    base: float = Field(10_000.0, gt=1)
+    """Ratio of the slowest wavelength to the fastest."""
+    position_scale: float = Field(1.0, gt=0)
+    """Positions are divided by this: above 1 for a window longer than the one trained on."""
+
+
+def rotary_tables(length: int, head_width: int, config: RotaryConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles.
+
+    Args:
+        length: number of positions.
+        head_width: even.
+
+    Returns:
+        Two fp32 tensors [length, head_width / 2].
+
+    Source: Su et al. 2021 (arXiv:2104.09864); linear scaling: Chen et al. 2023 (arXiv:2306.15595). In fp32
+    step by step as Savanna does, so that angles of far positions agree with it.
+    """
+    half = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    positions = torch.arange(length, device=device, dtype=torch.float32) / config.position_scale
+    angles = torch.outer(positions, 1.0 / config.base**half)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns each pair (i, i + head_width / 2) of channels by its position's angle (NeoX halves).
+
+    Args:
+        x: [..., L, head_width], any floating dtype; computed in fp32 at least.
+        cosine: [L, head_width / 2].
+        sine: [L, head_width / 2].
+
+    Returns:
+        [..., L, head_width], dtype of x.
+    """
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.to(x.dtype)

@@ -1,0 +1,91 @@
+"""A stack of blocks, given as a list of names: the global model, and the body of the isotropic one."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.attention import AttentionConfig
+from hyena_blt_savanna.model.blocks import MIXERS, Block
+from hyena_blt_savanna.model.mlp import MLPConfig
+from hyena_blt_savanna.model.norms import NormConfig
+from hyena_blt_savanna.model.operators import HyenaConfig
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
+
+
+class StackConfig(Config):
+    """Width, heads, and which blocks in which order."""
+
+    width: int = Field(gt=0)
+    """Number of channels M."""
+    num_heads: int = Field(1, gt=0)
+    """Heads of the attention blocks; read only where there are any."""
+    blocks: list[str] = Field(min_length=1)
+    """Names of the mixers from first to last: hyena_se, hyena_mr, hyena_li, attention."""
+    hyena: HyenaConfig = HyenaConfig()
+    """The Hyena blocks."""
+    attention: AttentionConfig = AttentionConfig()
+    """The attention blocks."""
+    mlp: MLPConfig = MLPConfig()
+    """The MLP of every block."""
+    norm: NormConfig = NormConfig()
+    """Every norm."""
+    final_norm: bool = True
+    """Whether a norm follows the last block."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass, and compute the rest again."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _known(cls, blocks: list[str]) -> list[str]:
+        unknown = sorted(set(blocks) - set(MIXERS))
+        if unknown:
+            raise ValueError(f"there is no block {', '.join(unknown)}; choose from {', '.join(MIXERS)}")
+        return blocks
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for kind in ("se", "mr", "li"):
+            if f"hyena_{kind}" in self.blocks:
+                self.hyena.num_groups(kind, self.width)
+        if "attention" in self.blocks and (self.width % self.num_heads or self.width // self.num_heads % 2):
+            raise ValueError(f"num_heads = {self.num_heads} does not cut width = {self.width} into heads of even width")
+        return self
+
+    def build(self, context: ContextParallel = SINGLE_RANK) -> Stack:
+        """The stack, freshly initialised."""
+        return Stack(self, context)
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, and a final norm."""
+
+    def __init__(self, config: StackConfig, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__()
+        self.config = config
+        activations = config.mlp.activations(config.blocks)
+        self.blocks = nn.ModuleList(
+            Block(name, activation, config, context)
+            for name, activation in zip(config.blocks, activations, strict=True)
+        )
+        self.norm = config.norm.build(config.width) if config.final_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs all blocks.
+
+        Args:
+            x: [B, L, M]; any L, and each position is computed from itself and those before it.
+
+        Returns:
+            [B, L, M].
+        """
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return self.norm(x)
