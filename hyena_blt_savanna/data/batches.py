@@ -1,0 +1,326 @@
+"""Batches: windows as tensors, in a keyed order that neither ranks nor restarts change."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import torch
+
+from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER
+
+from .errors import DataError
+from .indexed import IndexedReader, data_path
+from .manifest import Strand
+from .order import keyed_integer, keyed_permutation, order_key
+from .weights import fold_and_weigh, weight_table
+from .windows import Window, WindowReader
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows side by side.
+
+    Attributes:
+        bases: int64 [B, L], upper case; each row starts with an end-of-document byte and ends in padding bytes.
+        patch_lengths: int32 [B, P]; the first patch of a row is the byte in front, zeros follow the last.
+        loss_weights: float32 [B, L], weight of each base as a target; 0 for the byte in front and for padding.
+        num_cut_patches: patches that were left out of the windows because there were too many.
+    """
+
+    bases: torch.Tensor
+    patch_lengths: torch.Tensor
+    loss_weights: torch.Tensor
+    num_cut_patches: int = 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.bases.to(device, non_blocking=True),
+            self.patch_lengths.to(device, non_blocking=True),
+            self.loss_weights.to(device, non_blocking=True),
+            self.num_cut_patches,
+        )
+
+    @property
+    def num_scored_bases(self) -> int:
+        """Targets with a weight above zero."""
+        return int((self.loss_weights > 0).sum())
+
+    @property
+    def num_bases(self) -> int:
+        """Bases from the windows: without the bytes in front and the padding."""
+        return int(self.patch_lengths.sum()) - len(self.patch_lengths)
+
+
+def collate(
+    windows: Sequence[Window],
+    repeat_weight: float = 1.0,
+    pad_bases_to: int | None = None,
+    pad_patches_to: int | None = None,
+) -> Batch:
+    """Lays windows side by side, each behind an end-of-document byte that is a patch of its own.
+
+    Args:
+        windows: at least one.
+        repeat_weight: weight of repeat-masked bases as targets.
+        pad_bases_to: least L, the byte in front included; the longest window decides if it needs more.
+        pad_patches_to: least P, likewise.
+    """
+    num_bases = max(1 + max(len(window.bases) for window in windows), pad_bases_to or 0)
+    num_patches = max(1 + max(len(window.patch_lengths) for window in windows), pad_patches_to or 0)
+    bases = np.full((len(windows), num_bases), PADDING, dtype=np.int64)
+    patch_lengths = np.zeros((len(windows), num_patches), dtype=np.int32)
+    loss_weights = np.zeros((len(windows), num_bases), dtype=np.float32)
+    table = weight_table(repeat_weight)
+    bases[:, 0] = END_OF_DOCUMENT
+    patch_lengths[:, 0] = 1
+    for row, window in enumerate(windows):
+        end = 1 + len(window.bases)
+        fold_and_weigh(
+            window.bases, UPPER, table, window.num_leading_tag_bytes, bases[row, 1:end], loss_weights[row, 1:end]
+        )
+        patch_lengths[row, 1 : 1 + len(window.patch_lengths)] = window.patch_lengths
+    return Batch(
+        torch.from_numpy(bases),
+        torch.from_numpy(patch_lengths),
+        torch.from_numpy(loss_weights),
+        sum(window.num_cut_patches for window in windows),
+    )
+
+
+class TrainingSamples:
+    """An endless sequence of training windows, each a pure function of its place in it.
+
+    An epoch goes once through all windows of the strands, in an order and with an offset of the grid that are keyed
+    by seed, stage and epoch (see `windows` for the ring).
+
+    Args:
+        prefix: path of the dataset without its suffix.
+        annotation: name of the patch boundaries.
+        strands: "both" or "forward".
+        seed: decides the order and the offsets.
+        repeat_weight: weight of repeat-masked bases as targets.
+        window_patches: more patches than this are cut off a window; None never cuts.
+
+    Raises:
+        DataError: the data or the boundaries are missing, broken, or don't belong together.
+    """
+
+    def __init__(
+        self,
+        prefix: Path,
+        annotation: str = "patches",
+        strands: Literal["both", "forward"] = "both",
+        seed: int = 0,
+        repeat_weight: float = 1.0,
+        window_patches: int | None = None,
+    ) -> None:
+        self.prefix = prefix
+        self.seed = seed
+        self.repeat_weight = repeat_weight
+        self.window_patches = window_patches
+        names: tuple[Strand, ...] = ("forward", "reverse") if strands == "both" else ("forward",)
+        reader = IndexedReader(prefix)
+        self._readers = [WindowReader(prefix, annotation, name, reader) for name in names]
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the stream in bases."""
+        return self._readers[0].num_bytes
+
+    def num_windows(self, window_bases: int) -> int:
+        """Windows of an epoch, over all strands.
+
+        Raises:
+            DataError: the stream is shorter than a window, or a patch is longer than one.
+        """
+        if self.num_bytes < window_bases:
+            raise DataError(
+                f"{data_path(self.prefix)} has {self.num_bytes:,} bases, fewer than one window of {window_bases:,}: "
+                "take a smaller window_bases or more data"
+            )
+        longest = max(reader.longest_patch_bases for reader in self._readers)
+        if longest > window_bases:
+            raise DataError(
+                f"{data_path(self.prefix)}: the longest patch has {longest:,} bases, more than a window of "
+                f"{window_bases:,}: take a larger window_bases or a smaller max_patch_bases"
+            )
+        return -(-self.num_bytes // window_bases) * len(self._readers)
+
+    def sample(self, stage: int, window_bases: int, global_index: int) -> Window:
+        """One window of training.
+
+        Args:
+            stage: index of the training stage; each has its own order.
+            window_bases: the stage's window.
+            global_index: place of the window in the stage, counted over all ranks, from 0.
+
+        Raises:
+            DataError: as `num_windows`.
+        """
+        num_windows = self.num_windows(window_bases)
+        epoch, place = divmod(global_index, num_windows)
+        offset = keyed_integer(window_bases, order_key(self.seed, stage, epoch, "offset"))
+        chosen = keyed_permutation(place, num_windows, order_key(self.seed, stage, epoch, "order"))
+        index, strand = divmod(chosen, len(self._readers))
+        return self._readers[strand].ring_window(index, window_bases, offset, self.window_patches)
+
+
+class BatchLoader:
+    """Micro batches of one rank, step after step without end, prepared by one thread ahead of their use.
+
+    Step s of the stage takes the samples s * batch_windows to (s + 1) * batch_windows - 1; rank r takes the r-th of
+    `num_ranks` equal runs of them, cut into micro batches. So the samples of a step and their order over the ranks
+    depend on neither the number of ranks nor where the loader was started. `close` it, or use it as a context
+    manager.
+
+    Args:
+        samples: where windows come from.
+        stage: index of the training stage.
+        window_bases: the stage's window.
+        batch_windows: windows of a step, over all ranks.
+        rank: this rank, in [0, num_ranks).
+        num_ranks: ranks that share a step's windows.
+        micro_batch_windows: windows of one micro batch; a step has batch_windows / num_ranks / micro_batch_windows.
+        start_step: the first step to give, where training resumes.
+        num_prefetched: micro batches that may wait.
+
+    Raises:
+        DataError: there are fewer windows than the ranks need, the stream is shorter than a window, or a step can't
+            be divided evenly.
+    """
+
+    def __init__(
+        self,
+        samples: TrainingSamples,
+        stage: int,
+        window_bases: int,
+        batch_windows: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        micro_batch_windows: int = 1,
+        start_step: int = 0,
+        num_prefetched: int = 2,
+    ) -> None:
+        assert 0 <= rank < num_ranks
+        num_windows = samples.num_windows(window_bases)
+        if num_windows < num_ranks * micro_batch_windows:
+            raise DataError(
+                f"{data_path(samples.prefix)} has {num_windows:,} windows of {window_bases:,} bases, but {num_ranks} "
+                f"ranks with micro batches of {micro_batch_windows} need {num_ranks * micro_batch_windows:,}: "
+                "use fewer ranks, a smaller micro_batch_windows or window_bases, or more data"
+            )
+        if batch_windows % (num_ranks * micro_batch_windows):
+            raise DataError(
+                f"batch_windows {batch_windows} can't be divided among {num_ranks} ranks in micro batches of "
+                f"{micro_batch_windows}: make it a multiple of {num_ranks * micro_batch_windows}"
+            )
+        self.samples, self.stage, self.window_bases = samples, stage, window_bases
+        self.batch_windows, self.micro_batch_windows = batch_windows, micro_batch_windows
+        self.rank, self.num_ranks = rank, num_ranks
+        self._step = start_step
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=num_prefetched)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._prepare, name="batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro batches that this rank has in a step."""
+        return self.batch_windows // self.num_ranks // self.micro_batch_windows
+
+    def global_indices(self, step: int) -> list[range]:
+        """Samples of each of this rank's micro batches in a step."""
+        share = self.batch_windows // self.num_ranks
+        begin = step * self.batch_windows + self.rank * share
+        return [
+            range(first, first + self.micro_batch_windows)
+            for first in range(begin, begin + share, self.micro_batch_windows)
+        ]
+
+    def close(self) -> None:
+        """Ends the thread; the loader gives nothing afterwards."""
+        self._closed.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while not self._closed.is_set():
+            try:
+                item = self._queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, Exception):
+                self.close()
+                raise item
+            return item
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        try:
+            while not self._closed.is_set():
+                for indices in self.global_indices(self._step):
+                    windows = [self.samples.sample(self.stage, self.window_bases, index) for index in indices]
+                    if not self._put(collate(windows, self.samples.repeat_weight)):
+                        return
+                self._step += 1
+        except Exception as error:
+            # Raised again in the thread that asks for the next batch.
+            self._put(error)
+
+    def _put(self, item: Batch | Exception) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+class EvaluationWindows(Sequence[Window]):
+    """All windows of one strand in stream order: offset 0, never cut, every base exactly once.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+        annotation: name of the patch boundaries.
+        strand: "forward" or "reverse".
+        window_bases: bases in which a window's patches start.
+
+    Raises:
+        DataError: the data or the boundaries are missing, broken, or don't belong together.
+    """
+
+    def __init__(
+        self, prefix: Path, annotation: str = "patches", strand: Strand = "forward", window_bases: int = 8192
+    ) -> None:
+        self.window_bases = window_bases
+        self._reader = WindowReader(prefix, annotation, strand)
+        self._num_windows = self._reader.num_windows(window_bases)
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __getitem__(self, index: int) -> Window:  # type: ignore[override]
+        if not 0 <= index < self._num_windows:
+            raise IndexError(f"window {index} of {self._num_windows}")
+        return self._reader.window(index, self.window_bases)

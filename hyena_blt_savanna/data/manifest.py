@@ -1,0 +1,202 @@
+"""Manifests: what a dataset was made from, and what its patch boundaries were made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+import hyena_blt_savanna
+from hyena_blt_savanna.config import Config, ConfigError
+
+from .errors import DataError
+from .whole_files import write_whole
+
+FORMAT_VERSION = 1
+Strand = Literal["forward", "reverse"]
+STRANDS: tuple[Strand, Strand] = ("forward", "reverse")
+
+
+class InputFile(Config):
+    """One FASTA file that a dataset was made from."""
+
+    name: str
+    """File name, without its folder."""
+    file_sha256: str
+    """Digest of the file as it lies on the disk."""
+    sequence_sha256: str
+    """Digest of its letters alone: upper case, records in file order."""
+    num_records: int
+    num_bases: int
+
+
+class Composition(Config):
+    """How often each letter occurs, in bases; `lower` counts those of any kind in lower case."""
+
+    A: int = 0
+    C: int = 0
+    G: int = 0
+    T: int = 0
+    N: int = 0
+    other: int = 0
+    lower: int = 0
+
+
+class SplitDescription(Config):
+    """Which part of the inputs a dataset holds."""
+
+    name: Literal["train", "validation", "test"]
+    by: Literal["stretch", "record"]
+    validation: float
+    test: float
+    min_bases: int
+    num_left_out: int = 0
+    """Records that were shorter than `min_bases`, over all parts."""
+
+
+class DatasetManifest(Config):
+    """PREFIX.manifest.json, written last: what PREFIX.bin holds."""
+
+    format_version: int = FORMAT_VERSION
+    inputs: list[InputFile]
+    split: SplitDescription
+    parts: dict[str, int]
+    """Bytes of each part (train, validation, test) that the same preparation wrote."""
+    num_documents: int
+    num_bases: int
+    """Letters: without end-of-document bytes and tags."""
+    num_bytes: int
+    composition: Composition
+    data_sha256: str
+    versions: dict[str, str]
+
+
+class StrandStatistics(Config):
+    """Lengths of the patches of one strand."""
+
+    num_patches: int
+    mean_bases: float
+    min_bases: int
+    max_bases: int
+    histogram: dict[int, int]
+    """Number of patches of each length in bases; lengths that don't occur are left out."""
+
+
+class EntropyModelDescription(Config):
+    """The entropy model behind a set of boundaries."""
+
+    kind: str
+    digest: str
+    context_bases: int
+
+
+class AnnotationManifest(Config):
+    """PREFIX.NAME.manifest.json, written last: whose boundaries these are, and how they were found."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    data_sha256: str
+    """Digest of the PREFIX.bin that the boundaries belong to."""
+    data_num_bytes: int
+    dtype: Literal["uint8", "uint16", "int32"]
+    rule: dict[str, Any]
+    calibration: dict[str, Any] = Field(default_factory=dict)
+    entropy_model: EntropyModelDescription | None = None
+    statistics: dict[Strand, StrandStatistics]
+    forward_sha256: str
+    reverse_sha256: str | None = None
+    """None where the reverse strand is not used (RNA)."""
+    versions: dict[str, str]
+
+
+def manifest_path(prefix: Path) -> Path:
+    """PREFIX.manifest.json."""
+    return prefix.with_name(prefix.name + ".manifest.json")
+
+
+def annotation_prefix(prefix: Path, name: str) -> Path:
+    """PREFIX.NAME, the prefix of an annotation's forward strand."""
+    return prefix.with_name(f"{prefix.name}.{name}")
+
+
+def read_manifest(prefix: Path) -> DatasetManifest:
+    """The manifest of a dataset.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+
+    Raises:
+        DataError: there is none, it is of another format version, or it can't be read.
+    """
+    return _read(DatasetManifest, manifest_path(prefix), "prepare the data (tools/prepare_genomes.py)")
+
+
+def read_annotation_manifest(prefix: Path, name: str) -> AnnotationManifest:
+    """The manifest of a dataset's patch boundaries, checked against the data's own.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+        name: name of the annotation.
+
+    Raises:
+        DataError: there is none, it is of another format version, or it belongs to other data.
+    """
+    path = manifest_path(annotation_prefix(prefix, name))
+    annotation = _read(AnnotationManifest, path, "annotate the data (tools/annotate_patches.py)")
+    data = read_manifest(prefix)
+    differences = [
+        f"{what} {theirs} in the data, {ours} in the boundaries"
+        for what, theirs, ours in (
+            ("num_bytes", data.num_bytes, annotation.data_num_bytes),
+            ("data_sha256", data.data_sha256, annotation.data_sha256),
+        )
+        if theirs != ours
+    ]
+    if differences:
+        raise DataError(
+            f"{path} belongs to other data than {manifest_path(prefix)}: {'; '.join(differences)}; "
+            "annotate the data again"
+        )
+    return annotation
+
+
+def write_manifest(prefix: Path, manifest: DatasetManifest | AnnotationManifest) -> None:
+    """Writes PREFIX.manifest.json; for an annotation PREFIX is `annotation_prefix`.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    text = json.dumps(manifest.to_dict(), indent=2)
+    write_whole(manifest_path(prefix), (text + "\n").encode())
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what writes and reads the data."""
+    versions = {"hyena_blt_savanna": hyena_blt_savanna.__version__}
+    return versions | {name: importlib.metadata.version(name) for name in ("megatron-core", "numpy")}
+
+
+class _Versioned(Config):
+    """Any manifest, as far as its version."""
+
+    model_config = Config.model_config | {"extra": "ignore"}
+    format_version: int
+
+
+_Manifest = TypeVar("_Manifest", DatasetManifest, AnnotationManifest)
+
+
+def _read(kind: type[_Manifest], path: Path, remedy: str) -> _Manifest:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {remedy}")
+    try:
+        tree = json.loads(path.read_bytes())
+        version = _Versioned.parse(tree, str(path)).format_version
+        if version != FORMAT_VERSION:
+            raise DataError(f"{path}: format_version {version}; this code reads {FORMAT_VERSION}: {remedy} again")
+        return kind.parse(tree, str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise DataError(f"{path}: not a manifest: {error}") from error
