@@ -1,0 +1,86 @@
+"""The block of the local modules: a short dense causal convolution that gates itself.
+
+At the width of the local modules a depthwise filter costs as much time as a dense one of several taps, because it
+moves the same memory and does no arithmetic to speak of; so the taps, the gate and the widening of an MLP are one
+matrix product here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class GatedConvolution(nn.Module):
+    """y = x + W_out(a * sigmoid(b)), with [a, b] = W_in applied to the last K bases of LayerNorm(x).
+
+    Args:
+        width: D.
+        hidden_width: H, channels of a and of b.
+        num_taps: K, the base itself and the K - 1 before it.
+    """
+
+    def __init__(self, width: int, hidden_width: int, num_taps: int) -> None:
+        super().__init__()
+        self.num_taps = num_taps
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.widen = nn.Linear(num_taps * width, 2 * hidden_width, bias=False)
+        self.narrow = nn.Linear(hidden_width, width, bias=False)
+
+    def reset_parameters(self, num_layers: int) -> None:
+        """Normal weights; the way out is scaled down by the depth of the whole residual stream."""
+        nn.init.normal_(self.widen.weight, std=self.widen.in_features**-0.5)
+        nn.init.normal_(self.narrow.weight, std=(self.narrow.in_features * 2 * num_layers) ** -0.5)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]; position t reads t - K + 1 to t."""
+        widened = causal_linear(self.norm(x_BLD), self.widen.weight, self.num_taps)
+        return x_BLD + self.narrow(nn.functional.glu(widened))
+
+
+def causal_linear(x_BLD: Tensor, weight: Tensor, num_taps: int) -> Tensor:
+    """A dense causal convolution as one matrix product.
+
+    Args:
+        x_BLD: [B, L, D].
+        weight: [E, K * D], the oldest tap first.
+        num_taps: K.
+
+    Returns:
+        [B, L, E].
+    """
+    return _CausalLinear.apply(x_BLD, weight, num_taps)
+
+
+class _CausalLinear(torch.autograd.Function):
+    """Keeps x for the backward pass, not the K times larger matrix of its windows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BLD: Tensor, weight: Tensor, num_taps: int) -> Tensor:
+        if torch.is_autocast_enabled(x_BLD.device.type):
+            dtype = torch.get_autocast_dtype(x_BLD.device.type)
+            x_BLD, weight = x_BLD.to(dtype), weight.to(dtype)
+        ctx.num_taps = num_taps
+        ctx.save_for_backward(x_BLD, weight)
+        return nn.functional.linear(_windows(x_BLD, num_taps), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLD, weight = ctx.saved_tensors
+        y = gradients[0].to(x_BLD.dtype)
+        batch, length, width = x_BLD.shape
+        grad_weight = y.flatten(0, 1).T @ _windows(x_BLD, ctx.num_taps).flatten(0, 1)
+        grad_windows = (y @ weight).view(batch, length, ctx.num_taps, width)
+        grad_x = grad_windows[:, :, -1].clone()
+        for back in range(1, min(ctx.num_taps, length)):
+            grad_x[:, : length - back] += grad_windows[:, back:, -1 - back]
+        return grad_x, grad_weight, None
+
+
+def _windows(x_BLD: Tensor, num_taps: int) -> Tensor:
+    """[B, L, K * D]: at each position the last K positions, oldest first, zeros before the first."""
+    length = x_BLD.shape[1]
+    padded = nn.functional.pad(x_BLD, (0, 0, num_taps - 1, 0))
+    return torch.cat([padded[:, tap : tap + length] for tap in range(num_taps)], -1)

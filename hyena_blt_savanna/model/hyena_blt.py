@@ -1,0 +1,100 @@
+"""The hybrid: local encoder, StripedHyena 2 over patches, local decoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.kmers import KmerConfig
+from hyena_blt_savanna.model.local_decoder import LocalDecoder
+from hyena_blt_savanna.model.local_encoder import LocalConfig, LocalEncoder
+from hyena_blt_savanna.model.patches import lay_out
+from hyena_blt_savanna.model.stack import StackConfig
+from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED, VOCABULARY_SIZE
+
+
+class HyenaBLTConfig(Config):
+    """The hybrid model.
+
+    Attributes:
+        kind: the name of this architecture in configuration files.
+        local_width: D, channels of single bases.
+        max_patch_bases: J, the longest patch that the model has places for.
+        kmers: words of bases that are looked up.
+        encoder: local encoder.
+        global_model: StripedHyena 2 over patches; its width is M.
+        decoder: local decoder.
+    """
+
+    kind: Literal["hyena_blt"] = "hyena_blt"
+    local_width: PositiveInt = 96
+    max_patch_bases: PositiveInt = 16
+    kmers: KmerConfig = KmerConfig()
+    encoder: LocalConfig = LocalConfig(num_blocks=1)
+    global_model: StackConfig
+    decoder: LocalConfig = LocalConfig(num_blocks=2)
+
+    def build(self) -> HyenaBLT:
+        """The model with fresh weights, drawn from torch's default generator."""
+        return HyenaBLT(self)
+
+
+class HyenaBLT(nn.Module):
+    """Logits of every single base from a global model that sees patches.
+
+    Causal in bases: logits at t depend on bases up to t and on boundaries up to the start of base t + 1.
+    """
+
+    def __init__(self, config: HyenaBLTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch_width, longest = config.local_width, config.global_model.width, config.max_patch_bases
+        self.encoder = LocalEncoder(config.kmers, config.encoder, width, patch_width, longest)
+        self.global_model = config.global_model.build()
+        self.decoder = LocalDecoder(config.decoder, width, patch_width, longest)
+        self.register_buffer("class_of_byte", _class_of_byte(), persistent=False)
+        self.reset_parameters()
+
+    @property
+    def local_reach_bases(self) -> int:
+        """How many bases before base t the local modules read when they score base t + 1."""
+        taps = [block.num_taps - 1 for block in [*self.encoder.blocks, *self.decoder.blocks]]
+        return max(self.config.kmers.sizes, default=1) - 1 + sum(taps)
+
+    def reset_parameters(self) -> None:
+        """Draws the local modules' weights; the global model has drawn its own."""
+        num_layers = len(self.encoder.blocks) + len(self.decoder.blocks)
+        for block in [*self.encoder.blocks, *self.decoder.blocks]:
+            block.reset_parameters(num_layers)
+        self.encoder.embedding.reset_parameters(std=1.0)
+        for linear in (self.encoder.places, self.decoder.places, self.decoder.head):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.decoder.places.bias)
+        nn.init.zeros_(self.decoder.head.weight)
+        nn.init.normal_(self.encoder.lengths.weight, std=0.02)
+
+    def forward(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
+        """Scores the next base at each base.
+
+        Args:
+            bases: int64 [B, L].
+            patch_lengths: integer [B, P]; zeros are padding, on the right. What they leave of the bases is an
+                unfinished patch.
+
+        Returns:
+            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document.
+        """
+        layout = lay_out(patch_lengths, bases.shape[1], self.config.max_patch_bases)
+        x_BLD, patches_BPM = self.encoder(bases, layout)
+        patches_BPM = self.global_model(patches_BPM)
+        return self.decoder(x_BLD, patches_BPM, patch_lengths)
+
+
+def _class_of_byte() -> Tensor:
+    classes = torch.full((VOCABULARY_SIZE,), -1, dtype=torch.long)
+    classes[list(SCORED)] = torch.arange(NUM_SCORED)
+    return classes

@@ -1,0 +1,101 @@
+"""K-mer tables: one learned vector for each word of k bases that ends at a base."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.nucleotides import BASE_CODE, OTHER_CODE, VOCABULARY_SIZE
+
+LONGEST_KMER = 12
+
+
+class KmerConfig(Config):
+    """Which words are looked up.
+
+    Attributes:
+        sizes: lengths k of the words; a table has 4^k + 1 rows.
+    """
+
+    sizes: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+
+    @field_validator("sizes")
+    @classmethod
+    def _check_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(sizes)) != len(sizes) or any(not 1 <= k <= LONGEST_KMER for k in sizes):
+            raise ValueError(f"k-mer sizes must be different numbers from 1 to {LONGEST_KMER}")
+        return tuple(sorted(sizes))
+
+    def num_rows(self) -> int:
+        """Rows of all tables together."""
+        return sum(4**k + 1 for k in self.sizes)
+
+
+class KmerEmbedding(nn.Module):
+    """Sum of a base's own vector and those of the k-mers that end at it.
+
+    The index of a k-mer is its base-4 number, so that no two words share a row; words that hold another letter, or
+    reach back before the first base, share one row a table.
+
+    Source: the role of the tables is that of the hash n-grams of Byte Latent Transformer (Pagnoni et al. 2024,
+    section 3.2.1); direct indices lose none of DNA's words to collisions.
+    """
+
+    def __init__(self, config: KmerConfig, width: int) -> None:
+        super().__init__()
+        self.sizes = config.sizes
+        self.bases = nn.Embedding(VOCABULARY_SIZE, width)
+        # One table for all k keeps the number of look-ups, and of parameters to keep track of, at one.
+        self.kmers = nn.Embedding(max(config.num_rows(), 1), width)
+        self.register_buffer("base_codes", _base_codes(), persistent=False)
+
+    def reset_parameters(self, std: float) -> None:
+        """Draws rows so that the sum over all tables has standard deviation `std`."""
+        share = std / (len(self.sizes) + 1) ** 0.5
+        nn.init.normal_(self.bases.weight, std=share)
+        nn.init.normal_(self.kmers.weight, std=share)
+
+    def indices(self, bases: Tensor) -> Tensor:
+        """Rows of the table for each base.
+
+        Args:
+            bases: int64 [B, L].
+
+        Returns:
+            int64 [B, L, number of sizes].
+        """
+        code = self.base_codes[bases]
+        other = (code == OTHER_CODE).long()
+        code = code.masked_fill(code == OTHER_CODE, 0)
+        rows, first_row = [], 0
+        word, spoiled, reach = torch.zeros_like(code), torch.zeros_like(code), 0
+        for k in self.sizes:
+            for back in range(reach, k):
+                word = word + (_shift(code, back, 0) << (2 * back))
+                spoiled = spoiled | _shift(other, back, 1)
+            reach = k
+            rows.append(first_row + torch.where(spoiled.bool(), 4**k, word))
+            first_row += 4**k + 1
+        return torch.stack(rows, -1)
+
+    def forward(self, bases: Tensor) -> Tensor:
+        """Args: bases int64 [B, L]. Returns: [B, L, D]."""
+        x_BLD = self.bases(bases)
+        if not self.sizes:
+            return x_BLD
+        indices = self.indices(bases)
+        pooled = nn.functional.embedding_bag(indices.flatten(0, 1), self.kmers.weight, mode="sum")
+        return x_BLD + pooled.view_as(x_BLD)
+
+
+def _shift(values: Tensor, back: int, fill: int) -> Tensor:
+    """values[t - back] at t; `fill` before the first."""
+    return nn.functional.pad(values, (back, 0), value=fill)[:, : values.shape[1]]
+
+
+def _base_codes() -> Tensor:
+    codes = torch.full((VOCABULARY_SIZE,), OTHER_CODE, dtype=torch.long)
+    codes[: len(BASE_CODE)] = torch.from_numpy(BASE_CODE.astype("int64"))
+    return codes

@@ -1,0 +1,66 @@
+"""From bases to patches: k-mer tables, a few gated convolutions, and a linear map for each place in a patch."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.gated_convolution import GatedConvolution
+from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
+from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid
+
+
+class LocalConfig(Config):
+    """Depth of the local encoder or decoder.
+
+    Attributes:
+        num_blocks: gated convolutions in a row; 0 is allowed.
+        num_taps: bases that one of them reads, its own included.
+        hidden_width: channels inside one.
+    """
+
+    num_blocks: int = 1
+    num_taps: PositiveInt = 4
+    hidden_width: PositiveInt = 192
+
+    def build(self, width: int) -> nn.ModuleList:
+        """The blocks, as an empty list where there are none."""
+        return nn.ModuleList(GatedConvolution(width, self.hidden_width, self.num_taps) for _ in range(self.num_blocks))
+
+
+class LocalEncoder(nn.Module):
+    """Causal states of single bases, and one vector for each finished patch.
+
+    The vector of a patch is a sum over its bases, each through the matrix of its place: what stood where survives,
+    which pooling by mean or maximum loses. A patch's length enters through a vector of its own, which nothing but
+    the finished patch sees.
+    """
+
+    def __init__(
+        self, kmers: KmerConfig, local: LocalConfig, width: int, patch_width: int, max_patch_bases: int
+    ) -> None:
+        super().__init__()
+        self.embedding = KmerEmbedding(kmers, width)
+        self.blocks = local.build(width)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.places = nn.Linear(max_patch_bases * width, patch_width, bias=False)
+        self.lengths = nn.Embedding(max_patch_bases + 1, patch_width)
+
+    def forward(self, bases: Tensor, layout: PatchLayout) -> tuple[Tensor, Tensor]:
+        """Encodes bases and patches.
+
+        Args:
+            bases: int64 [B, L].
+            layout: of the finished patches.
+
+        Returns:
+            base states [B, L, D], each from its own and earlier bases; patches [B, P, M], zero where padded.
+        """
+        x_BLD = self.embedding(bases)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        grid_BPJD = bases_to_grid(self.norm(x_BLD), layout)
+        patches_BPM = self.places(grid_BPJD.flatten(2)) + self.lengths(layout.lengths)
+        return x_BLD, patches_BPM * (layout.lengths > 0)[..., None]
