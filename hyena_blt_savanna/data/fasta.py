@@ -75,7 +75,7 @@ def read_fasta(path: Path) -> Iterator[Record]:
     number = 0
     parts: list[bytes] = []
     try:
-        for is_header, text in _header_and_sequence(_chunks(path)):
+        for is_header, text in _header_and_sequence(read_chunks(path)):
             if is_header:
                 if header is not None:
                     yield _record(path, header, number, parts)
@@ -150,7 +150,16 @@ def _is_gzip(path: Path) -> bool:
         return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """A file's content in pieces of 4 MiB, uncompressed if it is gzip by its content.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FastaError: there is no such file.
+        EOFError, zlib.error, gzip.BadGzipFile: the compressed data are cut off or broken.
+    """
     compressed = _is_gzip(path)
     with path.open("rb") as raw, gzip.open(raw) if compressed else nullcontext(raw) as file:
         while chunk := file.read(_CHUNK_BYTES):
