@@ -3,18 +3,27 @@
 Everywhere in this package a filter's index is its lag: y[t] = sum over k of taps[k] x[t - k], so tap 0
 weighs the current position. (`torch.nn.functional.conv1d` has the last tap there.) Tensors are [D, B, L],
 channels outermost: filters apply along the contiguous dimension, the channels that share a filter are
-neighbours, and a projection from [B, L, M] is one matrix product without a copy.
+neighbours, a projection from [B, L, M] is one matrix product without a copy, and cutting the channels over
+ranks is too.
+
+Both algorithms save their input and their taps for the backward pass and nothing else, whatever the length:
+spectra are computed again. Both compute in fp32 at least, and give back the dtype of x.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+LONGEST_SHIFTED = 16
+"""Up to so many taps, one product a tap beats Fourier space on a CPU (bench/convolution.py)."""
+
 
 def causal_convolution(x: Tensor, taps: Tensor, left: Tensor | None = None) -> Tensor:
-    """Convolves each channel with its group's filter.
+    """Convolves each channel with its group's filter, by the algorithm that is faster for so many taps.
 
     Args:
         x: [D, B, L].
@@ -22,41 +31,147 @@ def causal_convolution(x: Tensor, taps: Tensor, left: Tensor | None = None) -> T
         left: [D, B, K - 1], the positions before x; None: zeros.
 
     Returns:
-        [D, B, L], dtype of x; computed in fp32 at least.
+        [D, B, L], dtype of x.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    kernel = taps.to(wide.dtype)[:, : x.shape[-1] + (0 if left is None else left.shape[-1])]
+    num_left = 0
     if left is not None:
-        padded = torch.cat([left.to(wide.dtype), wide], dim=-1)
-        return fft_convolution(padded, kernel)[..., left.shape[-1] :].to(x.dtype)
-    return fft_convolution(wide, kernel).to(x.dtype)
+        num_left = left.shape[-1]
+        x = torch.cat([left, x], dim=-1)
+    convolve = shifted_convolution if taps.shape[1] <= LONGEST_SHIFTED else fft_convolution
+    return convolve(x, taps[:, : x.shape[-1]])[..., num_left:]
+
+
+def shifted_convolution(x: Tensor, taps: Tensor) -> Tensor:
+    """Sums one shifted product a tap.
+
+    Args:
+        x: [D, B, L].
+        taps: [G, K], K at most L.
+
+    Returns:
+        [D, B, L], dtype of x.
+    """
+    y = _ShiftedConvolution.apply(x, taps.repeat_interleave(x.shape[0] // taps.shape[0], dim=0))
+    assert isinstance(y, Tensor)
+    return y
 
 
 def fft_convolution(x: Tensor, taps: Tensor) -> Tensor:
-    """The same through Fourier space, for filters of any length.
+    """Multiplies in Fourier space, padded so that nothing wraps around: for filters of any length.
 
     Args:
-        x: [D, B, L], fp32 or fp64.
-        taps: [G, K] with K at most L.
+        x: [D, B, L].
+        taps: [G, K], K at most L.
 
     Returns:
-        [D, B, L].
+        [D, B, L], dtype of x; a view of a longer buffer.
     """
-    channels, batch, length = x.shape
-    groups, num_taps = taps.shape
-    size = next_fast_length(length + num_taps - 1)
-    spectrum = torch.fft.rfft(x, n=size).view(groups, channels // groups, batch, -1)
-    filtered = spectrum * torch.fft.rfft(taps, n=size)[:, None, None]
-    return torch.fft.irfft(filtered, n=size)[..., :length].reshape(channels, batch, length)
+    y = _FourierConvolution.apply(x, taps)
+    assert isinstance(y, Tensor)
+    return y
+
+
+class _ShiftedConvolution(torch.autograd.Function):
+    """x [D, B, L], taps [D, K]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        wide = _widen(x)
+        weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
+        y = wide * weights[0]
+        for lag, weight in enumerate(weights[1:], start=1):
+            y[..., lag:].addcmul_(wide[..., :-lag], weight)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, taps = ctx.saved_tensors
+        dx = dtaps = None
+        wide = _widen(dy)
+        if ctx.needs_input_grad[0]:
+            weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
+            dx = wide * weights[0]
+            for lag, weight in enumerate(weights[1:], start=1):
+                dx[..., :-lag].addcmul_(wide[..., lag:], weight)
+            dx = dx.to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            dtaps = correlate(_widen(x), wide, taps.shape[1]).to(taps.dtype)
+        return dx, dtaps
+
+
+class _FourierConvolution(torch.autograd.Function):
+    """x [D, B, L], taps [G, K]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        spectrum, response, size = _spectra(x, taps)
+        y = torch.fft.irfft(spectrum.mul_(response), n=size)
+        return y.flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, taps = ctx.saved_tensors
+        spectrum, response, size = _spectra(x, taps)
+        outer = torch.fft.rfft(_widen(dy), n=size).view(spectrum.shape)
+        dx = dtaps = None
+        if ctx.needs_input_grad[1]:
+            across = spectrum.conj_physical_().mul_(outer).sum(dim=(1, 2))
+            dtaps = torch.fft.irfft(across, n=size)[:, : taps.shape[1]].to(taps.dtype)
+        if ctx.needs_input_grad[0]:
+            dx = torch.fft.irfft(outer.mul_(response.conj()), n=size).flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
+        return dx, dtaps
+
+
+def _spectra(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Spectra of x [G, D / G, B, F] and of the filters [G, 1, 1, F], and the transform's size."""
+    size = next_fast_length(x.shape[-1] + taps.shape[1] - 1)
+    spectrum = torch.fft.rfft(_widen(x), n=size)
+    grouped = spectrum.view(taps.shape[0], -1, *spectrum.shape[1:])
+    return grouped, torch.fft.rfft(taps.to(_widen(x).dtype), n=size)[:, None, None], size
+
+
+def correlate(x: Tensor, y: Tensor, num_lags: int) -> Tensor:
+    """sum over b, t of x[d, b, t] y[d, b, t + k] for each lag k: the gradient of a convolution's taps.
+
+    As matrix products of chunks: the diagonals of (chunk of x)^T (chunk of y) hold the pairs within a chunk,
+    those of (end of a chunk of x)^T (start of the next chunk of y) the pairs across a border. A dot product a
+    lag reads everything once a lag instead.
+
+    Args:
+        x: [D, B, L].
+        y: [D, B, L].
+        num_lags: K, at most L.
+
+    Returns:
+        [D, K].
+    """
+    reach = num_lags - 1
+    chunk = max(16, next_fast_length(max(reach, 1)))
+    fill = -x.shape[-1] % chunk
+    if fill:
+        x, y = functional.pad(x, (0, fill)), functional.pad(y, (0, fill))
+    channels = x.shape[0]
+    rows_x, rows_y = x.unflatten(-1, (-1, chunk)), y.unflatten(-1, (-1, chunk))
+    within = torch.bmm(rows_x.reshape(channels, -1, chunk).transpose(1, 2), rows_y.reshape(channels, -1, chunk))
+    sums = [within.diagonal(lag, 1, 2).sum(-1) for lag in range(num_lags)]
+    if reach and rows_x.shape[2] > 1:
+        ends = rows_x[:, :, :-1, chunk - reach :].reshape(channels, -1, reach)
+        starts = rows_y[:, :, 1:, :reach].reshape(channels, -1, reach)
+        across = torch.bmm(ends.transpose(1, 2), starts)
+        for lag in range(1, num_lags):
+            sums[lag] = sums[lag] + across.diagonal(lag - reach, 1, 2).sum(-1)
+    return torch.stack(sums, dim=1)
 
 
 def next_fast_length(length: int) -> int:
     """The smallest integer from `length` on whose only prime factors are 2, 3 and 5."""
     best = 1 << (length - 1).bit_length()
-    odd = [five * three for five in _powers(5, best) for three in _powers(3, best)]
-    for factor in odd:
-        quotient = -(-length // factor)
-        best = min(best, factor << (quotient - 1).bit_length())
+    for five in _powers(5, best):
+        for three in _powers(3, best):
+            quotient = -(-length // (five * three))
+            best = min(best, five * three << (quotient - 1).bit_length())
     return best
 
 
@@ -67,11 +182,5 @@ def _powers(base: int, limit: int) -> list[int]:
     return powers
 
 
-def shifted_convolution(x: Tensor, taps: Tensor) -> Tensor:
-    """The definition, one product a tap: for a handful of taps."""
-    channels, _, length = x.shape
-    per_channel = taps.repeat_interleave(channels // taps.shape[0], dim=0)[:, :, None, None].unbind(1)
-    total = x * per_channel[0]
-    for lag in range(1, min(taps.shape[1], length)):
-        total = total + functional.pad(x[..., : length - lag] * per_channel[lag], (lag, 0))
-    return total
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
