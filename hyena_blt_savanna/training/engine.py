@@ -1,0 +1,264 @@
+"""The DeepSpeed engine behind two calls: accumulate the gradients of a step, then update the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .loss import scored_weight, weighted_nats
+from .optimizer import OptimizerConfig
+from .ranks import Ranks
+
+Precision = Literal["fp32", "bf16"]
+
+
+class TrainingBatch(Protocol):
+    """What the engine reads of a batch; see `hyena_blt_savanna.data.batches.Batch`."""
+
+    @property
+    def bases(self) -> Tensor:
+        """int64 [B, L]."""
+
+    @property
+    def patch_lengths(self) -> Tensor:
+        """int32 [B, P]."""
+
+    @property
+    def loss_weights(self) -> Tensor:
+        """float32 [B, L]."""
+
+
+class DivergedError(RuntimeError):
+    """The gradients are no longer finite; the weights have not been touched by them."""
+
+
+@dataclass
+class Totals:
+    """Sums over bases; over one rank's micro batches, a step's ranks, or the steps of a logging interval.
+
+    Attributes:
+        nats: weighted negative log-likelihood.
+        weight: of all scored bases.
+        bases: bases read, whether scored or not.
+        patches: patches read.
+    """
+
+    nats: float = 0.0
+    weight: float = 0.0
+    bases: float = 0.0
+    patches: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> list[float]:
+        """The four sums in the order of the attributes."""
+        return [self.nats, self.weight, self.bases, self.patches]
+
+    @property
+    def nats_per_base(self) -> float:
+        """The loss."""
+        return self.nats / self.weight if self.weight else math.nan
+
+
+class TrainingEngine:
+    """A model under DeepSpeed.
+
+    The loss of a step is the weighted sum over the micro batches of all ranks, divided by their scored weight, so
+    that neither the number of ranks nor accumulation changes a gradient.
+
+    Args:
+        model: maps bases and patch lengths to logits, and has the buffer `class_of_byte`.
+        ranks: from `join_ranks`.
+        optimizer: AdamW's settings.
+        gradient_clipping: largest norm of all gradients; None does not clip.
+        precision: bf16 computes matrix products in bfloat16 and keeps fp32 weights (torch.autocast, by DeepSpeed).
+        deepspeed_block: DeepSpeed's own settings, such as `zero_optimization`.
+        torch_optimizer: takes the place of AdamW.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        optimizer: OptimizerConfig | None = None,
+        gradient_clipping: float | None = None,
+        precision: Precision = "fp32",
+        deepspeed_block: Mapping[str, Any] | None = None,
+        torch_optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        import deepspeed
+
+        block = dict(deepspeed_block or {})
+        self.ranks = ranks
+        self.gradient_clipping = gradient_clipping
+        self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
+        self.module = model
+        # The engine copies a buffer of the model to the device with the rest.
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device)),
+            config=deepspeed_config(block, ranks.num_ranks, self._clipped_by_deepspeed, precision),
+            dist_init_required=False,
+        )
+        if self.zero_stage == 0 and ranks.num_ranks == 1:
+            # One rank would still flatten and copy all gradients for an all-reduce with itself.
+            self.deepspeed.enable_backward_allreduce = False
+
+    @property
+    def _clipped_by_deepspeed(self) -> float:
+        # Without ZeRO, DeepSpeed clips but does not tell the norm, and takes twice as long for it.
+        return (self.gradient_clipping or 0.0) if self.zero_stage else 0.0
+
+    @property
+    def gradient_divisor(self) -> float:
+        """What DeepSpeed divides the sum of all ranks' gradients by."""
+        engine = self.deepspeed
+        return engine.dp_world_size / engine.sequence_parallel_size if self.ranks.num_ranks > 1 else 1.0
+
+    def set_batch(self, batch_windows: int, micro_batch_windows: int) -> None:
+        """Tells DeepSpeed the batch of a stage, which its monitors count samples by."""
+        self.deepspeed.set_train_micro_batch_size(micro_batch_windows)
+        self.deepspeed.set_train_batch_size(batch_windows)
+
+    def to_device(self, batch: TrainingBatch) -> TrainingBatch:
+        """A copy of a batch's tensors where the model computes."""
+        device = self.ranks.device
+        return _DeviceBatch(
+            batch.bases.to(device, non_blocking=True),
+            batch.patch_lengths.to(device, non_blocking=True),
+            batch.loss_weights.to(device, non_blocking=True),
+        )
+
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        """Logits [B, L, C] of a batch that is on the device."""
+        return self.deepspeed(batch.bases, batch.patch_lengths)
+
+    def accumulate(self, micro_batches: Sequence[TrainingBatch]) -> Totals:
+        """Computes the gradients of one step.
+
+        Args:
+            micro_batches: this rank's share of the step, at least one; every rank has the same number.
+
+        Returns:
+            This rank's sums; the weight's sum over all ranks is not in them.
+        """
+        weight = sum(float(scored_weight(batch.loss_weights)) for batch in micro_batches)
+        [total_weight] = self.ranks.sum([weight])
+        scale = self.gradient_divisor / total_weight if total_weight else 0.0
+        nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        totals = Totals(weight=weight)
+        for index, batch in enumerate(micro_batches):
+            totals.bases += int(batch.patch_lengths.sum()) - len(batch.patch_lengths)
+            totals.patches += int((batch.patch_lengths > 0).sum()) - len(batch.patch_lengths)
+            batch = self.to_device(batch)
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            logits = self.forward(batch)
+            loss = weighted_nats(logits, batch.bases, batch.loss_weights, self.class_of_byte)
+            nats += loss.detach()
+            self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        totals.nats = float(nats)
+        return totals
+
+    def update(self, lr: float) -> float:
+        """Updates the weights from the gradients of `accumulate`.
+
+        Args:
+            lr: learning rate of this step.
+
+        Returns:
+            Norm of all gradients before clipping.
+
+        Raises:
+            DivergedError: the norm is not finite.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        norm = None
+        if self.zero_stage == 0:
+            norm = self._clip_gradients()
+            _check_finite(norm)
+        self.deepspeed.step()
+        if norm is None:
+            norm = float(self.deepspeed.get_global_grad_norm())
+            # ZeRO leaves the weights alone when the norm is not finite.
+            _check_finite(norm)
+        return norm
+
+    def consolidated_weights(self) -> dict[str, Tensor]:
+        """All weights and persistent buffers, gathered from all ranks: every rank calls, the first one gets them.
+
+        Returns:
+            Names to tensors on the CPU; empty on the other ranks.
+        """
+        import deepspeed
+
+        weights = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            partitioned = [value] if hasattr(value, "ds_id") else []
+            with deepspeed.zero.GatheredParameters(partitioned):
+                if self.ranks.is_first:
+                    weights[name] = value.detach().to("cpu", copy=True)
+        return weights
+
+    @property
+    def class_of_byte(self) -> Tensor:
+        """int64 [512], column of each byte's logits."""
+        table = self.module.class_of_byte
+        assert isinstance(table, Tensor)
+        return table
+
+    def _clip_gradients(self) -> float:
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.gradient_clipping:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.gradient_clipping, norm)
+        return float(norm)
+
+
+@dataclass(frozen=True)
+class _DeviceBatch:
+    bases: Tensor
+    patch_lengths: Tensor
+    loss_weights: Tensor
+
+
+def _check_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise DivergedError(
+            f"the norm of the gradients is {norm}: training has diverged; the weights are those before this step. "
+            "Lower training.optimizer.lr, lengthen training.schedule.warmup_steps or set training.gradient_clipping"
+        )
+
+
+def deepspeed_config(
+    block: Mapping[str, Any], num_ranks: int, gradient_clipping: float, precision: Precision
+) -> dict[str, Any]:
+    """DeepSpeed's whole configuration: the user's block and the keys that are ours.
+
+    Args:
+        block: passed through.
+        num_ranks: of the run.
+        gradient_clipping: 0 leaves gradients as they are.
+        precision: fp32 or bf16.
+    """
+    config: dict[str, Any] = {
+        # The boundary of accumulation is set by hand at each micro batch, so that it may change between stages.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": num_ranks,
+        "gradient_clipping": gradient_clipping,
+        # torch's AdamW, on a CPU too: DeepSpeed's own is compiled at the first start, for minutes.
+        "zero_force_ds_cpu_optimizer": False,
+        # It waits for the device at every forward pass.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if precision == "bf16":
+        # An empty list of modules keeps gradients and gathered weights in fp32 on the wire.
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return {**config, **block}

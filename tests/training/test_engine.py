@@ -1,0 +1,186 @@
+"""Gradients, weights and losses under DeepSpeed against plain torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hyena_blt_savanna.testing.ranks import run_ranks
+from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
+from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine
+from hyena_blt_savanna.training.optimizer import OptimizerConfig
+from hyena_blt_savanna.training.ranks import Ranks, join_ranks
+
+NUM_WINDOWS = 8
+CLIPPING = 0.05
+
+
+def make_model(seed: int = 0) -> ToyModel:
+    torch.manual_seed(seed)
+    return ToyModel()
+
+
+def plain_gradients(model: nn.Module, batch: ToyBatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss by the formula, in one pass over all windows."""
+    log_probabilities = model(batch.bases, batch.patch_lengths).log_softmax(-1)
+    loss = torch.zeros(())
+    for row, position in itertools.product(range(len(batch.bases)), range(1, batch.bases.shape[1])):
+        column = int(model.class_of_byte[batch.bases[row, position]])
+        if column >= 0:
+            loss = loss - batch.loss_weights[row, position] * log_probabilities[row, position - 1, column]
+    loss = loss / batch.loss_weights.sum()
+    model.zero_grad()
+    loss.backward()
+    return float(loss.detach()), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def share(ranks: Ranks, accumulation: int, batch: ToyBatch) -> list[ToyBatch]:
+    return split_windows(split_windows(batch, ranks.num_ranks)[ranks.rank], accumulation)
+
+
+def largest_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def check_gradients(ranks: Ranks, zero_stage: int, accumulation: int) -> None:
+    from deepspeed.utils import safe_get_full_grad
+
+    batch = toy_windows(NUM_WINDOWS)
+    wanted_loss, wanted = plain_gradients(make_model(), batch)
+    model = make_model()
+    engine = TrainingEngine(
+        model,
+        ranks,
+        deepspeed_block={"zero_optimization": {"stage": zero_stage}, "zero_allow_untested_optimizer": True},
+        torch_optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+    )
+    # A step before, with other data: nothing of it may stay.
+    engine.accumulate(share(ranks, accumulation, toy_windows(NUM_WINDOWS, seed=1)))
+    engine.update(0.0)
+    totals = engine.accumulate(share(ranks, accumulation, batch))
+    sums = ranks.sum(totals.values())
+    assert math.isclose(sums[0] / sums[1], wanted_loss, rel_tol=1e-6)
+    real = (batch.bases != 1).sum() - NUM_WINDOWS
+    assert sums[2] == int(real)
+    assert sums[3] == int((batch.patch_lengths > 0).sum()) - NUM_WINDOWS
+    for name, parameter in model.named_parameters():
+        difference = largest_difference(safe_get_full_grad(parameter), wanted[name])
+        assert difference < 1e-5, f"ZeRO {zero_stage}, accumulation {accumulation}, {name}: {difference}"
+    norm = engine.update(0.0)
+    wanted_norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in wanted.values()))
+    assert math.isclose(norm, wanted_norm, rel_tol=1e-5)
+    engine.deepspeed.destroy()
+
+
+def check_clipped_sgd(ranks: Ranks, zero_stage: int) -> None:
+    """Weights after five clipped SGD steps."""
+    plain = make_model()
+    plain_sgd = torch.optim.SGD(plain.parameters(), lr=1.0)
+    model = make_model()
+    engine = TrainingEngine(
+        model,
+        ranks,
+        gradient_clipping=CLIPPING,
+        deepspeed_block={"zero_optimization": {"stage": zero_stage}, "zero_allow_untested_optimizer": True},
+        torch_optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+    )
+    for step in range(5):
+        batch = toy_windows(NUM_WINDOWS, seed=step)
+        plain_gradients(plain, batch)
+        assert nn.utils.clip_grad_norm_(plain.parameters(), CLIPPING) > CLIPPING
+        plain_sgd.param_groups[0]["lr"] = 1.0 / (step + 1)
+        plain_sgd.step()
+        engine.accumulate(share(ranks, 2, batch))
+        engine.update(1.0 / (step + 1))
+    weights = engine.consolidated_weights()
+    assert set(weights) == (set(plain.state_dict()) if ranks.is_first else set())
+    for name, value in weights.items():
+        assert largest_difference(value, plain.state_dict()[name]) < 1e-5, f"ZeRO {zero_stage}, {name}"
+    engine.deepspeed.destroy()
+
+
+def check_adamw_losses(ranks: Ranks, zero_stage: int) -> None:
+    optimizer = OptimizerConfig(lr=1e-2)
+    plain = make_model()
+    plain_adamw = torch.optim.AdamW(optimizer.build(plain).param_groups, lr=1e-2, betas=optimizer.betas, foreach=False)
+    engine = TrainingEngine(
+        make_model(), ranks, optimizer, deepspeed_block={"zero_optimization": {"stage": zero_stage}}
+    )
+    for step in range(5):
+        batch = toy_windows(NUM_WINDOWS, seed=step)
+        wanted, _ = plain_gradients(plain, batch)
+        plain_adamw.step()
+        sums = ranks.sum(engine.accumulate(share(ranks, 1, batch)).values())
+        engine.update(1e-2)
+        assert math.isclose(sums[0] / sums[1], wanted, rel_tol=1e-4), f"ZeRO {zero_stage}, step {step}"
+    engine.deepspeed.destroy()
+
+
+def check_bf16(ranks: Ranks, zero_stage: int) -> None:
+    """bf16 keeps fp32 weights and learns nearly what fp32 learns."""
+    engine = TrainingEngine(
+        make_model(),
+        ranks,
+        OptimizerConfig(lr=1e-2),
+        precision="bf16",
+        deepspeed_block={"zero_optimization": {"stage": zero_stage}},
+    )
+    batch = toy_windows(NUM_WINDOWS)
+    wanted, _ = plain_gradients(make_model(), batch)
+    first = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
+    assert engine.forward(share(ranks, 1, batch)[0]).dtype == torch.bfloat16
+    engine.update(1e-2)
+    second = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
+    engine.update(1e-2)
+    assert first[0] / first[1] != wanted
+    assert math.isclose(first[0] / first[1], wanted, rel_tol=2e-2)
+    assert second[0] < first[0]
+    assert all(value.dtype == torch.float32 for value in engine.consolidated_weights().values())
+    engine.deepspeed.destroy()
+
+
+def check_diverging(ranks: Ranks, zero_stage: int) -> None:
+    model = make_model()
+    engine = TrainingEngine(model, ranks, deepspeed_block={"zero_optimization": {"stage": zero_stage}})
+    before = engine.consolidated_weights()
+    batch = toy_windows(NUM_WINDOWS)
+    batch.loss_weights[0, 5] = math.nan
+    with pytest.raises(DivergedError, match="training has diverged"):
+        engine.accumulate(share(ranks, 1, batch))
+        engine.update(1e-2)
+    after = engine.consolidated_weights()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    engine.deepspeed.destroy()
+
+
+def check_nothing_scored(ranks: Ranks, zero_stage: int) -> None:
+    """A step without a scored base changes nothing by its gradients, and does not divide by nothing."""
+    engine = TrainingEngine(make_model(), ranks, deepspeed_block={"zero_optimization": {"stage": zero_stage}})
+    batch = toy_windows(NUM_WINDOWS)
+    batch.loss_weights.zero_()
+    totals = engine.accumulate(share(ranks, 1, batch))
+    assert totals.nats == totals.weight == 0
+    assert engine.update(1e-2) == 0
+    engine.deepspeed.destroy()
+
+
+def all_cases() -> None:
+    ranks = join_ranks()
+    for zero_stage, accumulation in itertools.product((0, 1, 2, 3), (1, 2)):
+        check_gradients(ranks, zero_stage, accumulation)
+    for zero_stage in (0, 1, 2, 3):
+        check_clipped_sgd(ranks, zero_stage)
+        check_adamw_losses(ranks, zero_stage)
+    for zero_stage in (0, 1, 3):
+        check_bf16(ranks, zero_stage)
+        check_diverging(ranks, zero_stage)
+    check_nothing_scored(ranks, 0)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_deepspeed_equals_plain_torch(num_ranks: int) -> None:
+    run_ranks(all_cases, num_ranks)
