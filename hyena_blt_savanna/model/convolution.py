@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hyena_blt_savanna.model.precision import no_autocast, widen
+
 LONGEST_SHIFTED = 16
 """Up to so many taps, one product a tap beats Fourier space on a CPU (bench/convolution.py)."""
 
@@ -77,7 +79,7 @@ class _ShiftedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps)
-        wide = _widen(x)
+        wide = widen(x)
         weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
         y = wide * weights[0]
         for lag, weight in enumerate(weights[1:], start=1):
@@ -88,7 +90,7 @@ class _ShiftedConvolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
         dx = dtaps = None
-        wide = _widen(dy)
+        wide = widen(dy)
         if ctx.needs_input_grad[0]:
             weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
             dx = wide * weights[0]
@@ -96,7 +98,7 @@ class _ShiftedConvolution(torch.autograd.Function):
                 dx[..., :-lag].addcmul_(wide[..., lag:], weight)
             dx = dx.to(x.dtype)
         if ctx.needs_input_grad[1]:
-            dtaps = correlate(_widen(x), wide, taps.shape[1]).to(taps.dtype)
+            dtaps = correlate(widen(x), wide, taps.shape[1]).to(taps.dtype)
         return dx, dtaps
 
 
@@ -114,7 +116,7 @@ class _FourierConvolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
         spectrum, response, size = _spectra(x, taps)
-        outer = torch.fft.rfft(_widen(dy), n=size).view(spectrum.shape)
+        outer = torch.fft.rfft(widen(dy), n=size).view(spectrum.shape)
         dx = dtaps = None
         if ctx.needs_input_grad[1]:
             across = spectrum.conj_physical_().mul_(outer).sum(dim=(1, 2))
@@ -127,9 +129,9 @@ class _FourierConvolution(torch.autograd.Function):
 def _spectra(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor, int]:
     """Spectra of x [G, D / G, B, F] and of the filters [G, 1, 1, F], and the transform's size."""
     size = next_fast_length(x.shape[-1] + taps.shape[1] - 1)
-    spectrum = torch.fft.rfft(_widen(x), n=size)
+    spectrum = torch.fft.rfft(widen(x), n=size)
     grouped = spectrum.view(taps.shape[0], -1, *spectrum.shape[1:])
-    return grouped, torch.fft.rfft(taps.to(_widen(x).dtype), n=size)[:, None, None], size
+    return grouped, torch.fft.rfft(taps.to(widen(x).dtype), n=size)[:, None, None], size
 
 
 def correlate(x: Tensor, y: Tensor, num_lags: int) -> Tensor:
@@ -154,12 +156,14 @@ def correlate(x: Tensor, y: Tensor, num_lags: int) -> Tensor:
         x, y = functional.pad(x, (0, fill)), functional.pad(y, (0, fill))
     channels = x.shape[0]
     rows_x, rows_y = x.unflatten(-1, (-1, chunk)), y.unflatten(-1, (-1, chunk))
-    within = torch.bmm(rows_x.reshape(channels, -1, chunk).transpose(1, 2), rows_y.reshape(channels, -1, chunk))
+    with no_autocast(x):
+        within = torch.bmm(rows_x.reshape(channels, -1, chunk).transpose(1, 2), rows_y.reshape(channels, -1, chunk))
     sums = [within.diagonal(lag, 1, 2).sum(-1) for lag in range(num_lags)]
     if reach and rows_x.shape[2] > 1:
         ends = rows_x[:, :, :-1, chunk - reach :].reshape(channels, -1, reach)
         starts = rows_y[:, :, 1:, :reach].reshape(channels, -1, reach)
-        across = torch.bmm(ends.transpose(1, 2), starts)
+        with no_autocast(x):
+            across = torch.bmm(ends.transpose(1, 2), starts)
         for lag in range(1, num_lags):
             sums[lag] = sums[lag] + across.diagonal(lag - reach, 1, 2).sum(-1)
     return torch.stack(sums, dim=1)
@@ -180,7 +184,3 @@ def _powers(base: int, limit: int) -> list[int]:
     while powers[-1] * base <= limit:
         powers.append(powers[-1] * base)
     return powers
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
-from hyena_blt_savanna.model.operators import HyenaConfig, HyenaOperator, convolve_slice, widen
+from hyena_blt_savanna.model.operators import HyenaConfig, HyenaOperator, convolve_slice
+from hyena_blt_savanna.model.precision import widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.precision import no_autocast, widen
 
 
 class NormConfig(Config):
@@ -43,7 +44,7 @@ class RMSNorm(nn.Module):
         Returns:
             [..., M], dtype of x.
         """
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widen(x)
         y = _Normalise.apply(wide, self.scale.to(wide.dtype), self.config.epsilon, self.config.epsilon_inside_root)
         assert isinstance(y, Tensor)
         return y.to(x.dtype)
@@ -69,10 +70,9 @@ class _Normalise(torch.autograd.Function):
         x, scale, root, inverse = ctx.saved_tensors
         dy_x = dy * x
         width = x.shape[-1]
-        dscale = torch.mv(dy_x.reshape(-1, width).t(), inverse.reshape(-1)) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, dscale, None, None
-        along = torch.mv(dy_x.reshape(-1, width), scale).view_as(inverse)
+        with no_autocast(x):
+            dscale = torch.mv(dy_x.reshape(-1, width).t(), inverse.reshape(-1))
+            along = torch.mv(dy_x.reshape(-1, width), scale).view_as(inverse)
         # d(inverse)/dx = slope * x; a position of zeros has no direction, and its slope is 0 * x = 0.
         slope = inverse**3 if ctx.inside else inverse**2 / root.clamp_min(torch.finfo(root.dtype).tiny)
         dx = (dy * scale).mul_(inverse)

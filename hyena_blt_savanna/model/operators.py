@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model.convolution import causal_convolution
+from hyena_blt_savanna.model.precision import no_autocast, widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 
@@ -197,7 +198,7 @@ def add_skip(q: Tensor, skip: Tensor, p: Tensor) -> Tensor:
 def decay_grid(groups: int, config: HyenaConfig) -> Tensor:
     """exp(-rate[g] t / (mr_decay_length - 1)), fp32 [G, K], the rates log-spaced up to 100 over the groups.
 
-    Source: Savanna's `ExplicitSingleDecayFilter` (SAVANNA 'explicit_single_decay').
+    Source: Savanna's `ExplicitSingleDecayFilter` (`explicit_single_decay`).
     """
     slowest = {"strong": 0, "normal": -1, "weak": -2}[config.mr_decay]
     rates = torch.logspace(slowest, 2, groups // config.mr_decay_repeats)
@@ -223,9 +224,5 @@ def modal_filter(rates: Tensor, residues: Tensor, length: int) -> Tensor:
     steps = torch.arange(max(fine, coarse), device=rates.device, dtype=rates.dtype)
     starts = residues[:, None] * torch.exp(-rates[:, None] * (steps[:coarse, None] * fine))
     within = torch.exp(-rates[..., None] * steps[:fine])
-    return torch.bmm(starts, within).flatten(1)[:, :length]
-
-
-def widen(weight: Tensor) -> Tensor:
-    """A weight in fp32 at least: filters are evaluated there whatever the weights' dtype."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    with no_autocast(rates):
+        return torch.bmm(starts, within).flatten(1)[:, :length]

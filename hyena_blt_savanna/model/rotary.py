@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.precision import widen
 
 
 class RotaryConfig(Config):
@@ -48,6 +49,6 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     Returns:
         [..., L, head_width], dtype of x.
     """
-    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+    first, second = widen(x).chunk(2, dim=-1)
     turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
     return turned.to(x.dtype)

@@ -1,0 +1,244 @@
+"""Outputs and gradients against values recorded from the public StripedHyena 2 code (tests/golden/stripedhyena2)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hyena_blt_savanna.model.blocks import Block, build_mixer
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.operators import HyenaLI, HyenaMR, HyenaSE
+from hyena_blt_savanna.model.rotary import rotary_tables
+from hyena_blt_savanna.model.stack import StackConfig
+
+FOLDER = Path(__file__).parents[1] / "golden" / "stripedhyena2"
+BLOCK_NAMES = {"hyena_se": "hyena_se", "hyena_mr": "hyena_mr", "hyena": "hyena_li", "flash_v2": "attention"}
+OPERATORS = {"hyena_se": HyenaSE, "hyena_mr": HyenaMR, "hyena_li": HyenaLI}
+TOLERANCE = 1e-5
+
+# Upstream's name (its end) to ours; a longer ending comes before a shorter one that it contains.
+PARAMETER_NAMES = {
+    "dense_projection.weight": "in_projection.weight",
+    "hyena_proj_conv.short_conv_weight": "featurizer.taps",
+    "dense.weight": "out_projection.weight",
+    "dense.bias": "out_projection.bias",
+    "short_conv.short_conv_weight": "operator.taps",
+    "conv_bias": "operator.skip",
+    "filter.h": "operator.taps",
+    "filter.gamma": "operator.log_step",
+    "filter.p": "operator.log_rate",
+    "filter.R": "operator.residues",
+    "input_layernorm.scale": "mixer_norm.scale",
+    "pre_mlp_layernorm.scale": "mlp_norm.scale",
+    "mlp.w1.weight": "mlp.gate.weight",
+    "mlp.w2.weight": "mlp.up.weight",
+    "mlp.w3.weight": "mlp.down.weight",
+    "word_embeddings.weight": "embedding.weight",
+    "norm.scale": "norm.scale",
+}
+
+
+class Golden:
+    """One recorded case: its configuration in our words, its tensors, and its weights under our names."""
+
+    def __init__(self, case: str) -> None:
+        self.facts: dict[str, Any] = json.loads((FOLDER / f"{case}.json").read_text())
+        self.tensors = load_file(FOLDER / f"{case}.safetensors")
+        upstream = self.facts["config"]
+        self.config = StackConfig.parse(
+            {
+                "width": upstream["hidden_size"],
+                "num_heads": upstream["num_attention_heads"],
+                "blocks": [BLOCK_NAMES[name] for name in upstream["operator_config"]],
+                "hyena": {
+                    "featurizer_taps": upstream["short_conv_L"],
+                    "interleaved_projection": upstream["interleave_projections"],
+                    "se_taps": upstream["hyena_se_len"],
+                    "se_groups": upstream["num_groups_hyena_short"],
+                    "mr_taps": upstream["hyena_mr_len"],
+                    "mr_groups": upstream["num_groups_hyena_medium"],
+                    "mr_decay": upstream["explicit_filter_decay_preset"],
+                    "mr_decay_length": upstream["seq_length"],
+                    "li_groups": upstream["num_groups_hyena"],
+                    "li_order": upstream["hyena_filter_order"],
+                },
+                "attention": {
+                    "rotary": {
+                        "base": upstream["rotary_emb_base"],
+                        "position_scale": upstream["rotary_emb_scaling_factor"],
+                    }
+                },
+                "mlp": {
+                    "round_up_to": upstream["make_gated_mlp_multiple_of"],
+                    "activation": upstream["parallel_glu_activation_default"] or "gelu_until_long",
+                },
+                "norm": {"epsilon": upstream["rms_norm_epsilon"], "epsilon_inside_root": False},
+            }
+        )
+
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """Upstream's weights (prefix `param.`) or gradients (`grad.param.`) under our names, in our tap order."""
+        found = {}
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix) and name.removeprefix(prefix) not in self.facts["unused_params"]:
+                found[our_name(name.removeprefix(prefix))] = our_layout(name, tensor, self.config)
+        return found
+
+    def check(self, what: str, ours: Tensor, theirs: Tensor) -> None:
+        assert ours.shape == theirs.shape, what
+        error = float((ours - theirs).detach().abs().max() / theirs.abs().max())
+        assert error <= TOLERANCE, f"{what}: {error:.2e} of the largest magnitude"
+
+    def check_gradients(self, module: nn.Module) -> None:
+        theirs = self.weights("grad.param.")
+        ours = {name: weight.grad for name, weight in module.named_parameters()}
+        assert set(ours) == set(theirs)
+        for name, gradient in theirs.items():
+            grad = ours[name]
+            assert grad is not None
+            self.check(f"gradient of {name}", grad, gradient)
+
+
+def our_name(upstream: str) -> str:
+    ending = next(ending for ending in PARAMETER_NAMES if ("." + upstream).endswith("." + ending))
+    before = upstream.removesuffix(ending).removesuffix(".")
+    parts = before.split(".")
+    ours = PARAMETER_NAMES[ending]
+    if parts[0] == "sequential":
+        if ours in ("embedding.weight", "norm.scale"):
+            return ours if ours == "embedding.weight" else "stack.norm.scale"
+        is_mixer = len(parts) > 2 and parts[2] == "mixer"
+        return f"stack.blocks.{int(parts[1]) - 2}." + ("mixer." if is_mixer else "") + ours
+    is_operator_alone = ours.startswith("operator.") and before in ("", "short_conv", "filter")
+    if is_operator_alone and "mixer" not in parts:
+        return ours.removeprefix("operator.")
+    # In a block the mixer is upstream's `mixer`, in it the operator is `mixer` again.
+    return ours
+
+
+def our_layout(name: str, tensor: Tensor, config: StackConfig) -> Tensor:
+    if name.endswith("short_conv_weight"):
+        return tensor.reshape(tensor.shape[0], tensor.shape[-1]).flip(1)
+    if name.endswith("filter.h"):
+        if name.startswith("grad."):
+            assert not tensor[:, config.hyena.mr_taps :].any(), "upstream reads no taps beyond these"
+        return tensor[:, : config.hyena.mr_taps]
+    return tensor
+
+
+@pytest.mark.parametrize("kind", ["se", "mr", "li"])
+@pytest.mark.parametrize("size", ["L256", "L1000"])
+def test_operator(kind: str, size: str) -> None:
+    golden = Golden(f"op_{kind}_{size}")
+    operator = OPERATORS[golden.config.blocks[0]](golden.config.width, golden.config.hyena)
+    operator.load_state_dict(golden.weights("param."), strict=False)
+    inputs = {name: channels_first(golden.tensors[f"input.{name}"]).requires_grad_() for name in ("x1", "x2", "v")}
+
+    output = operator(**inputs)
+    golden.check("output", output.permute(1, 2, 0), golden.tensors["output"])
+    filters = operator.filters(output.shape[-1])
+    theirs = golden.tensors["filter_effective"]
+    golden.check("filter", filters.flip(1) if kind == "se" else filters, theirs)
+
+    (output.permute(1, 2, 0) * golden.tensors["loss_weight"]).sum().backward()
+    golden.check_gradients(operator)
+    for name, given in inputs.items():
+        assert given.grad is not None
+        golden.check(f"gradient of {name}", given.grad, channels_first(golden.tensors[f"grad.input.{name}"]))
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[B, L, G, D / G] to [D, B, L]."""
+    return x.flatten(2).permute(2, 0, 1).contiguous()
+
+
+def test_decay_grid_is_upstreams_table() -> None:
+    golden = Golden("op_mr_L1000")
+    operator = HyenaMR(golden.config.width, golden.config.hyena)
+    golden.check("decay", operator.decay, golden.tensors["buffer.filter.decay"][:, :128])
+
+
+@pytest.mark.parametrize("case", ["mixer_se_L256", "mixer_mr_L256", "mixer_li_L256", "mixer_attn_L256",
+                                  "mixer_attn_ropelin_L256"])  # fmt: skip
+def test_mixer(case: str) -> None:
+    golden = Golden(case)
+    mixer = build_mixer(golden.config.blocks[0], golden.config)
+    run(golden, mixer)
+    if "inter.rotary_cos" in golden.tensors:
+        head_width = golden.config.width // golden.config.num_heads
+        tables = rotary_tables(256, head_width, golden.config.attention.rotary, torch.device("cpu"))
+        for ours, name in zip(tables, ("cos", "sin"), strict=True):
+            golden.check(name, ours, golden.tensors[f"inter.rotary_{name}"][:, : head_width // 2])
+
+
+@pytest.mark.parametrize("case", [*(f"block_{kind}_{size}" for kind in ("se", "mr", "li", "attn")
+                                    for size in ("L256", "L1000")), "block_mr_identity_act_L256"])  # fmt: skip
+def test_block(case: str) -> None:
+    golden = Golden(case)
+    config = golden.config
+    block = Block(config.blocks[0], config.mlp.activations(config.blocks)[0], config)
+    assert block.mlp.activation == golden.facts["mlp_activation"]
+    assert block.mlp.gate.weight.shape[0] == golden.facts["ff_dim"]
+    run(golden, Prefixed(block))
+    if "inter.prenorm" in golden.tensors:
+        golden.check("norm", block.mixer_norm(golden.tensors["input"]), golden.tensors["inter.prenorm"])
+
+
+class Prefixed(nn.Module):
+    """Renames a block's mixer weights to those of a mixer alone, as the recorded cases name them."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+    def load_state_dict(self, state: dict[str, Tensor], **options: Any) -> Any:
+        own = {name.removeprefix("mixer."): name for name in self.block.state_dict()}
+        return self.block.load_state_dict({own[name]: tensor for name, tensor in state.items()}, **options)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Any:
+        return ((name.removeprefix("mixer."), weight) for name, weight in self.block.named_parameters())
+
+
+def run(golden: Golden, module: nn.Module) -> None:
+    missing = module.load_state_dict(golden.weights("param."), strict=False)
+    assert not missing.unexpected_keys
+    x = golden.tensors["input"].clone().requires_grad_()
+    output = module(x)
+    golden.check("output", output, golden.tensors["output"])
+    (output * golden.tensors["loss_weight"]).sum().backward()
+    assert x.grad is not None
+    golden.check("gradient of the input", x.grad, golden.tensors["grad.input"])
+    golden.check_gradients(module)
+
+
+def test_backbone() -> None:
+    golden = Golden("backbone_4layer_L256")
+    model = IsotropicConfig(stack=golden.config).build()
+    assert [block.mlp.activation for block in model.stack.blocks] == golden.facts["mlp_activation_per_layer"]
+    missing = model.load_state_dict(golden.weights("param."), strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.endswith(("decay", "head.weight")) for name in missing.missing_keys)
+
+    states = []
+    for block in model.stack.blocks:
+        block.register_forward_hook(lambda module, args, output: states.append(output))
+    logits = model(golden.tensors["tokens"])
+    for index, state in enumerate(states):
+        golden.check(f"block {index}", state, golden.tensors[f"inter.block{index}_output"])
+    golden.check("logits", logits, golden.tensors["logits"])
+
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), golden.tensors["labels"].flatten(), reduction="none")
+    mask = golden.tensors["loss_mask"].flatten()
+    loss = (losses * mask).sum() / mask.sum()
+    golden.check("loss", loss[None], golden.tensors["loss"])
+    loss.backward()
+    golden.check_gradients(model)
