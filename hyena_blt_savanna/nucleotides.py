@@ -17,6 +17,7 @@ VOCABULARY_SIZE = 512
 TAG_MARK = ord("|")
 JOIN_MARKS = (ord("@"), ord("#"))
 UNKNOWN = ord("N")
+_TAG_SEARCH_BYTES = 4096
 
 BASES = b"ACGT"
 IUPAC = b"RYSWKMBDHVN"
@@ -72,8 +73,12 @@ def tag_length(document: Bytes) -> int:
     """
     if len(document) == 0 or document[0] != TAG_MARK:
         return 0
-    closing = np.flatnonzero(document[1:] == TAG_MARK)
-    return int(closing[0]) + 2 if len(closing) else 0
+    # In pieces: a tag is short, and a document may be a chromosome that lies on the disk.
+    for start in range(1, len(document), _TAG_SEARCH_BYTES):
+        closing = np.flatnonzero(document[start : start + _TAG_SEARCH_BYTES] == TAG_MARK)
+        if len(closing):
+            return start + int(closing[0]) + 1
+    return 0
 
 
 def reverse_complement(sequence: Bytes) -> Bytes:

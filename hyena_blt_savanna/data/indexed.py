@@ -204,7 +204,7 @@ class _Alive:
 def _open_megatron(prefix: Path) -> Any:
     with warnings.catch_warnings():
         # It warns of every optional CUDA package that is missing; none is of use here.
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         # Imported here because it takes seconds.
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
