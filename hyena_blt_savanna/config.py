@@ -73,8 +73,8 @@ def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
     Raises:
         ConfigError: a file is missing, is not YAML, repeats a key, or is no mapping.
     """
-    files = [Path(source) for source in sources if "=" not in str(source)]
-    overrides = [str(source) for source in sources if "=" in str(source)]
+    overrides = [source for source in sources if isinstance(source, str) and _is_override(source)]
+    files = [Path(source) for source in sources if source not in overrides]
     trees = [_read_yaml(path) for path in files]
     try:
         merged = OmegaConf.merge(*trees, OmegaConf.from_dotlist(overrides))
@@ -83,6 +83,11 @@ def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
         raise ConfigError(f"cannot merge {' '.join(map(str, sources))}: {error}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _is_override(source: str) -> bool:
+    # A folder or file may have an equals sign in its name.
+    return "=" in source and not Path(source).is_file()
 
 
 def _read_yaml(path: Path) -> Any:
@@ -99,7 +104,7 @@ def _read_yaml(path: Path) -> Any:
 
 def _describe(root: type[BaseModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
+    key = ".".join(_without_tags(root, location))
     if problem["type"] == "extra_forbidden":
         known = sorted(_fields_at(root, location[:-1]))
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
@@ -116,19 +121,34 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _without_tags(root: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys as a user writes them: pydantic puts the `kind` that chose a union's member among them."""
+    kept = []
+    for depth, part in enumerate(location):
+        classes = _classes_at(root, location[:depth])
+        is_field = any(part in cls.model_fields for cls in classes)
+        kinds = {kind for cls in classes if "kind" in cls.model_fields for kind in get_args(_annotation(cls, "kind"))}
+        if is_field or part not in kinds or depth == len(location) - 1:
+            kept.append(part)
+    return kept
+
+
 def _fields_at(root: type[BaseModel], location: Sequence[str]) -> set[str]:
     """Names of the fields at a place of the tree; a union contributes the fields of all its members."""
+    return {name for cls in _classes_at(root, location) for name in cls.model_fields}
+
+
+def _classes_at(root: type[BaseModel], location: Sequence[str]) -> list[type[BaseModel]]:
     classes = [root]
     for part in location:
-        below = [
-            found
-            for cls in classes
-            if part in cls.model_fields
-            for found in _configs_in(cls.model_fields[part].annotation)
-        ]
+        below = [found for cls in classes if part in cls.model_fields for found in _configs_in(_annotation(cls, part))]
         # A part that names no field is a list index or the tag of a union: it stays on the same level.
         classes = below or classes
-    return {name for cls in classes for name in cls.model_fields}
+    return classes
+
+
+def _annotation(cls: type[BaseModel], field: str) -> Any:
+    return cls.model_fields[field].annotation
 
 
 def _configs_in(annotation: Any) -> Iterator[type[BaseModel]]:
