@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
@@ -14,7 +15,7 @@ from hyena_blt_savanna.model.precision import no_autocast, widen
 class NormConfig(Config):
     """How activations are normalised."""
 
-    epsilon: float = 1e-6
+    epsilon: float = Field(1e-6, gt=0)
     """Keeps the division finite."""
     epsilon_inside_root: bool = True
     """True: x / sqrt(mean(x^2) + epsilon). False: x / (sqrt(mean(x^2)) + epsilon), as in Savanna and Vortex."""
@@ -62,7 +63,7 @@ class _Normalise(torch.autograd.Function):
         root = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
         inverse = (root.square() + epsilon).rsqrt() if inside else 1 / (root + epsilon)
         ctx.save_for_backward(x, scale, root, inverse)
-        ctx.inside = inside
+        ctx.inside, ctx.epsilon = inside, epsilon
         return (x * inverse).mul_(scale)
 
     @staticmethod
@@ -73,8 +74,9 @@ class _Normalise(torch.autograd.Function):
         with no_autocast(x):
             dscale = torch.mv(dy_x.reshape(-1, width).t(), inverse.reshape(-1))
             along = torch.mv(dy_x.reshape(-1, width), scale).view_as(inverse)
-        # d(inverse)/dx = slope * x; a position of zeros has no direction, and its slope is 0 * x = 0.
-        slope = inverse**3 if ctx.inside else inverse**2 / root.clamp_min(torch.finfo(root.dtype).tiny)
+        # d(inverse)/dx = -slope x / width. A position of zeros has no direction: where the root is next to nothing
+        # beside epsilon, the slope may be anything finite.
+        slope = inverse**3 if ctx.inside else inverse**2 / root.clamp_min(1e-8 * ctx.epsilon)
         dx = (dy * scale).mul_(inverse)
         dx.addcmul_(x, slope.mul_(along).div_(-width))
         return dx, dscale, None, None

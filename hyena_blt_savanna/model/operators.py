@@ -22,6 +22,10 @@ from hyena_blt_savanna.model.convolution import causal_convolution
 from hyena_blt_savanna.model.precision import no_autocast, widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
+OperatorKind = Literal["se", "mr", "li"]
+OPERATOR_KINDS: dict[str, OperatorKind] = {"hyena_se": "se", "hyena_mr": "mr", "hyena_li": "li"}
+"""What the configuration calls each operator."""
+
 
 class HyenaConfig(Config):
     """Filters and projections of the hyena_se, hyena_mr and hyena_li blocks."""
@@ -62,7 +66,7 @@ class HyenaConfig(Config):
     skip_init: float = 1.0
     """Initial skip weight of hyena_mr and hyena_li (Savanna leaves it uninitialised)."""
 
-    def num_groups(self, kind: Literal["se", "mr", "li"], width: int) -> int:
+    def num_groups(self, kind: OperatorKind, width: int) -> int:
         """Number of filters of an operator over `width` channels.
 
         Raises:

@@ -13,7 +13,7 @@ from hyena_blt_savanna.model.attention import AttentionConfig
 from hyena_blt_savanna.model.blocks import MIXERS, Block
 from hyena_blt_savanna.model.mlp import MLPConfig
 from hyena_blt_savanna.model.norms import NormConfig
-from hyena_blt_savanna.model.operators import HyenaConfig
+from hyena_blt_savanna.model.operators import OPERATOR_KINDS, HyenaConfig
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 
@@ -49,9 +49,8 @@ class StackConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for kind in ("se", "mr", "li"):
-            if f"hyena_{kind}" in self.blocks:
-                self.hyena.num_groups(kind, self.width)
+        for name in set(self.blocks) & set(OPERATOR_KINDS):
+            self.hyena.num_groups(OPERATOR_KINDS[name], self.width)
         if "attention" in self.blocks and (self.width % self.num_heads or self.width // self.num_heads % 2):
             raise ValueError(f"num_heads = {self.num_heads} does not cut width = {self.width} into heads of even width")
         return self
