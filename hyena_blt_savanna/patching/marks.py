@@ -37,8 +37,8 @@ START = IN_SEQUENCE | FORCED
 _UNKNOWN, _END, _TAG, _JOIN = OTHER_CODE, 5, 6, 7
 
 
-def _byte_classes() -> NDArray[np.uint8]:
-    classes = BASE_CODE.copy()
+def _byte_classes() -> NDArray[np.int64]:
+    classes = BASE_CODE.astype(np.int64)
     classes[END_OF_DOCUMENT], classes[TAG_MARK], classes[list(JOIN_MARKS)] = _END, _TAG, _JOIN
     classes.flags.writeable = False
     return classes
@@ -54,7 +54,7 @@ def _next_states() -> NDArray[np.int64]:
     return table
 
 
-BYTE_CLASS: NDArray[np.uint8] = _byte_classes()
+BYTE_CLASS: NDArray[np.int64] = _byte_classes()
 """0, 1, 2, 3 for A, C, G, T of either case; 4 unknown letter, 5 end of document, 6 tag mark, 7 join mark."""
 
 NEXT_STATE: NDArray[np.int64] = _next_states()
@@ -63,7 +63,14 @@ NEXT_STATE: NDArray[np.int64] = _next_states()
 
 def state_after(bases: Bytes, state: int = START) -> int:
     """The state after reading `bases`, uint8 [L], from `state`."""
-    return int(_read(bases, state, NEXT_STATE, BYTE_CLASS, np.empty(0, dtype=np.bool_)))
+    return int(_read(bases, state, NEXT_STATE, BYTE_CLASS, np.empty(len(bases), dtype=np.uint8)))
+
+
+def states_before(bases: Bytes, state: int = START) -> NDArray[np.uint8]:
+    """The state before each byte of `bases`, uint8 [L], read from `state`."""
+    states = np.empty(len(bases), dtype=np.uint8)
+    _read(bases, state, NEXT_STATE, BYTE_CLASS, states)
+    return states
 
 
 def forced_starts(bases: Bytes, state: int = START) -> NDArray[np.bool_]:
@@ -76,9 +83,7 @@ def forced_starts(bases: Bytes, state: int = START) -> NDArray[np.bool_]:
     Returns:
         bool [L]: True where base i must start a patch; known from the bases before i.
     """
-    forced = np.empty(len(bases), dtype=np.bool_)
-    _read(bases, state, NEXT_STATE, BYTE_CLASS, forced)
-    return forced
+    return np.asarray(states_before(bases, state) & FORCED, dtype=np.bool_)
 
 
 # The tables are arguments of every kernel: a compiled kernel is cached with the values of its globals, and the
@@ -88,11 +93,10 @@ def _read(
     bases: Bytes,
     state: int,
     next_state: NDArray[np.int64],
-    byte_class: NDArray[np.uint8],
-    forced: NDArray[np.bool_],
+    byte_class: NDArray[np.int64],
+    states: NDArray[np.uint8],
 ) -> int:
     for i in range(len(bases)):
-        if len(forced) > 0:
-            forced[i] = (state & FORCED) != 0
+        states[i] = state
         state = next_state[state & PLACE, byte_class[bases[i]]]
     return state

@@ -195,7 +195,7 @@ def _cut(
     longest: int,
     state: tuple[int, int, float],
     next_state: NDArray[np.int64],
-    byte_class: NDArray[np.uint8],
+    byte_class: NDArray[np.int64],
     lengths: NDArray[np.int32],
 ) -> tuple[int, tuple[int, int, float]]:
     """Writes the lengths of the patches that end in `bases`; returns their number and the state after."""

@@ -1,0 +1,133 @@
+"""What an entropy model is to the rest of the package, and how one is stored.
+
+An entropy model is frozen: the same offline, in evaluation and while generating. It is stored as one
+safetensors file that holds its tensors and, as metadata, its kind, its settings and its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.nucleotides import Bytes
+from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
+
+FORMAT_VERSION = "1"
+
+
+class EntropyModelError(ValueError):
+    """A stored entropy model that can't be read or is not the one that was asked for."""
+
+
+class EntropyStepper(Protocol):
+    """Reads one stream from its start, in chunks or base by base."""
+
+    @property
+    def next_entropy_nats(self) -> float:
+        """Entropy of the base after those read so far; a float32 value."""
+
+    def push(self, base: int) -> None:
+        """Reads one base, given as its byte."""
+
+    def read(self, bases: Bytes) -> NDArray[np.float32]:
+        """Reads the next bases, uint8 [L]; returns the entropy of each given those before it, float32 [L], nats."""
+
+
+class StreamEntropies(Protocol):
+    """Whatever gives each base of a stream its entropy: all that annotation needs."""
+
+    def stepper(self) -> EntropyStepper:
+        """A reader of one stream from its start."""
+
+
+@runtime_checkable
+class EntropyModel(Protocol):
+    """A frozen model of the next base."""
+
+    @property
+    def config(self) -> Config:
+        """Its settings; `config.kind` names the model."""
+
+    @property
+    def context_bases(self) -> int:
+        """Bases before a base that its entropy depends on, at most; 0: all since the start of the stream."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides its entropies."""
+
+    def entropies(self, bases: Bytes) -> NDArray[np.float32]:
+        """Entropy of each base given the bases before it, float32 [L], nats; `bases` is read from its start."""
+
+    def stepper(self) -> EntropyStepper:
+        """A reader of one stream from its start, with the same entropies."""
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """What a file of the model holds beside its settings."""
+
+
+_KINDS: dict[str, tuple[type[Config], type[Any]]] = {
+    "ngram": (NgramConfig, NgramModel),
+    "adaptive": (AdaptiveConfig, AdaptiveModel),
+}
+"""Settings and class of each kind; the class has `from_tensors(config, tensors)`."""
+
+
+def kind_of(model: EntropyModel) -> str:
+    """Name of a model's kind."""
+    return next(kind for kind, (_, cls) in _KINDS.items() if isinstance(model, cls))
+
+
+def save_entropy_model(model: EntropyModel, path: Path) -> None:
+    """Writes a model, whole or not at all.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind_of(model),
+        "config": json.dumps(model.config.to_dict()),
+        "digest": model.digest,
+    }
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.tensors().items()}
+    write_whole(path, safetensors.numpy.save(tensors, metadata))
+
+
+def load_entropy_model(path: Path) -> EntropyModel:
+    """Reads a model that `save_entropy_model` wrote.
+
+    Raises:
+        EntropyModelError: the file is missing, damaged, of another version or kind, or not what its digest says.
+    """
+    if not path.is_file():
+        raise EntropyModelError(f"{path}: no such file; an entropy model is stored by tools/annotate_patches.py")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise EntropyModelError(f"{path}: not a whole safetensors file: {error}") from error
+    if metadata.get("format_version") != FORMAT_VERSION or metadata.get("kind") not in _KINDS:
+        raise EntropyModelError(
+            f"{path}: format_version {metadata.get('format_version')}, kind {metadata.get('kind')}; this code reads "
+            f"format_version {FORMAT_VERSION} of kind {', '.join(_KINDS)}: annotate the data again"
+        )
+    config_class, model_class = _KINDS[metadata["kind"]]
+    config = config_class.parse(json.loads(metadata["config"]), str(path))
+    try:
+        model: EntropyModel = model_class.from_tensors(config, tensors)
+    except ValueError as error:
+        raise EntropyModelError(f"{path}: {error}") from error
+    if model.digest != metadata["digest"]:
+        raise EntropyModelError(f"{path}: its contents are not those of its digest {metadata['digest'][:12]}")
+    return model
