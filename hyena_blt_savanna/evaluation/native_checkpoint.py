@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +25,10 @@ from torch import Tensor, nn
 import hyena_blt_savanna
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.patching.entropy_models import EntropyModelError
+from hyena_blt_savanna.patching.patcher import Patcher
 
 from .sealed_folder import MANIFEST, SealError, read_seal, seal, verify, written_whole
-
-if TYPE_CHECKING:
-    from hyena_blt_savanna.patching.patcher import Patcher
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +84,10 @@ def save_pretrained(
         window_bases: longest window of the training; evaluation takes it by default.
 
     Raises:
-        PretrainedError: it can't be written; nothing of it is left.
+        PretrainedError: it can't be written, or the patcher cuts longer patches than the model has places for;
+            nothing of it is left.
     """
+    _check_patches_fit(folder, model_config, patcher)
     about = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -130,11 +131,13 @@ def read_native(path: Path) -> NativeCheckpoint:
     with torch.random.fork_rng(devices=[]):
         module: nn.Module = config.build()  # type: ignore[attr-defined]
     _load_weights(module, folder / WEIGHTS)
+    patcher = _load_patcher(folder)
+    _check_patches_fit(folder, config, patcher)
     return NativeCheckpoint(
         folder=folder,
         module=module.eval().requires_grad_(False),
         config=config,
-        patcher=_load_patcher(folder),
+        patcher=patcher,
         window_bases=about.get("window_bases"),
     )
 
@@ -238,9 +241,19 @@ def _missing_and_extra(wanted: set[str], given: set[str]) -> list[str]:
 def _load_patcher(folder: Path) -> Patcher | None:
     if not (folder / PATCHER).is_dir():
         return None
-    from hyena_blt_savanna.patching.patcher import Patcher
+    try:
+        return Patcher.load(folder / PATCHER)
+    except (ConfigError, EntropyModelError) as error:
+        raise PretrainedError(str(error)) from error
 
-    return Patcher.load(folder / PATCHER)
+
+def _check_patches_fit(folder: Path, config: Config, patcher: Patcher | None) -> None:
+    places = getattr(config, "max_patch_bases", None)
+    if patcher is not None and places is not None and patcher.rule.max_patch_bases > places:
+        raise PretrainedError(
+            f"{folder}: the patcher cuts patches of up to {patcher.rule.max_patch_bases} bases, and the model has "
+            f"places for {places}: give the rule a max_patch_bases of at most {places}"
+        )
 
 
 def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.nucleotides import Bytes
+from hyena_blt_savanna.patching.patcher import Patcher
 
+from .generation import GenerationError, generate
 from .native_checkpoint import PretrainedError, read_native, save_pretrained
-
-if TYPE_CHECKING:
-    from hyena_blt_savanna.patching.patcher import Patcher
+from .scoring import LONGEST_PASS_BASES, Embedding, Score, embed, score
 
 __all__ = ["HyenaBLTModel", "PretrainedError", "save_pretrained"]
 
@@ -68,3 +69,77 @@ class HyenaBLTModel:
     def num_parameters(self) -> int:
         """Weights of the torch model; one that is used twice counts once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_length: int = 500,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """Draws a sequence base by base; boundaries are found on the way by the model's own patcher.
+
+        Args:
+            prompt: what the sequence begins with, of either case; may be empty.
+            max_length: bases of the whole sequence, the prompt's included.
+            temperature: divides the logits; 0 takes the most likely base.
+            top_k: draw from so many most likely bases only.
+            top_p: draw from the fewest most likely bases that have this probability together only.
+            seed: the same seed draws the same sequence.
+
+        Returns:
+            The prompt and the bases drawn behind it.
+
+        Raises:
+            SequenceError: the prompt has a wrong letter.
+            SamplingError: the settings make no sense.
+            GenerationError: the prompt is longer than `max_length`.
+        """
+        if len(prompt) > max_length:
+            raise GenerationError(
+                f"the prompt has {len(prompt):,} bases and max_length is {max_length:,}, which counts them too: "
+                "give a larger max_length"
+            )
+        return generate(self, prompt, max_length - len(prompt), temperature, top_k, top_p, seed).sequence
+
+    def score(
+        self,
+        sequence: str | bytes | Bytes,
+        window_bases: int = LONGEST_PASS_BASES,
+        overlap_bases: int | None = None,
+        batch_windows: int = 1,
+    ) -> Score:
+        """Log-likelihood of a sequence, base by base, with boundaries over the whole of it.
+
+        Args:
+            sequence: letters of either case, at least one.
+            window_bases: longer sequences are scored in overlapping windows of so many bases.
+            overlap_bases: least context of each base behind the first window's; by default half of a window.
+            batch_windows: windows in one pass.
+
+        Raises:
+            SequenceError: the sequence is empty or has a wrong letter.
+            WindowError: the overlap doesn't fit the window.
+        """
+        return score(self, sequence, window_bases, overlap_bases, batch_windows)
+
+    def embed(
+        self,
+        sequence: str | bytes | Bytes,
+        window_bases: int = LONGEST_PASS_BASES,
+        overlap_bases: int | None = None,
+    ) -> Embedding:
+        """States of each base and each patch: what the head reads, and what the global model gives.
+
+        Args:
+            sequence: letters of either case, at least one.
+            window_bases: longer sequences are read in overlapping windows of so many bases.
+            overlap_bases: least context of each base behind the first window's; by default half of a window.
+
+        Raises:
+            SequenceError: the sequence is empty or has a wrong letter.
+            WindowError: the overlap doesn't fit the window.
+        """
+        return embed(self, sequence, window_bases, overlap_bases)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+
+from hyena_blt_savanna.evaluation.generation import GenerationError, generate
+from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.patching.patcher import SequenceError
+from hyena_blt_savanna.testing.toy_genomes import random_genome
+
+PROMPTS = {
+    "empty": "",
+    "one base": "A",
+    "lower": random_genome(57, seed=8).tobytes().decode(),
+    "unknown letters": "ACGTNNNNNNNNNNNNNNACGTRYACG",
+    "tag": "|D__BACTERIA|ACGTAC",
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_drawn_bases_score_as_when_they_were_drawn(model: HyenaBLTModel, prompt: str) -> None:
+    drawn = generate(model, prompt, 120, seed=1)
+    assert len(drawn.bases) == 120
+    assert set(drawn.bases) <= set("ACGT")
+    scored = model.score(drawn.sequence).log_likelihoods[len(prompt) :]
+    np.testing.assert_allclose(drawn.log_likelihoods, scored, rtol=1e-4, atol=2e-5)
+    assert drawn.log_likelihoods.sum() == pytest.approx(scored.sum(), rel=1e-4)
+    if model.patcher is not None:
+        np.testing.assert_array_equal(drawn.patch_lengths, model.patcher.segment_sequence(drawn.sequence.upper()))
+
+
+def test_long_patches_reach_past_the_local_modules(model_of) -> None:
+    """A long unfinished patch alone holds more bases than the local modules read."""
+    model = model_of("budget")
+    drawn = generate(model, "N" * 40 + "ACG", 60, seed=3)
+    scored = model.score(drawn.sequence).log_likelihoods[43:]
+    np.testing.assert_allclose(drawn.log_likelihoods, scored, rtol=1e-4, atol=2e-5)
+
+
+def test_greedy_takes_the_most_likely_base(model: HyenaBLTModel) -> None:
+    drawn = generate(model, "ACG", 40, temperature=0)
+    sequence = drawn.sequence
+    for position in range(3, 43):
+        scores = {base: model.score(sequence[:position] + base).log_likelihoods[-1] for base in "ACGT"}
+        assert sequence[position] == max(scores, key=scores.__getitem__)
+
+
+def test_same_seed_same_sequence(model: HyenaBLTModel) -> None:
+    first, second, other = (model.generate("ACGT", 80, seed=seed) for seed in (1, 1, 2))
+    assert first == second != other
+    state = torch.get_rng_state()
+    model.generate("ACGT", 20)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_max_length_counts_the_prompt(model_of) -> None:
+    model = model_of("entropy")
+    sequence = model.generate("acgTT", max_length=30)
+    assert len(sequence) == 30
+    assert sequence.startswith("acgTT")
+    assert len(model.generate(max_length=12)) == 12
+    with pytest.raises(GenerationError, match="5 bases and max_length is 4"):
+        model.generate("ACGTA", max_length=4)
+    with pytest.raises(GenerationError, match="num_bases is -1"):
+        generate(model, "ACGTA", -1)
+    assert generate(model, "ACG", 0).sequence == "ACG"
+
+
+def test_end_is_drawn_only_when_asked_for(model: HyenaBLTModel) -> None:
+    column = int(model.module.class_of_byte[0])
+    bias = torch.zeros(512 if model.patcher is None else 5)
+    bias[column] = 50.0
+    handle = model.module.register_forward_hook(lambda _, inputs, logits: logits + bias)
+    if model.patcher is not None:
+        handle.remove()
+        handle = model.module.decoder.register_forward_hook(lambda _, inputs, logits: logits + bias)
+    try:
+        never, stopped = generate(model, "ACG", 10), generate(model, "ACG", 10, stop_at_end=True)
+    finally:
+        handle.remove()
+    assert len(never.bases) == 10
+    assert not never.ended
+    assert stopped.bases == ""
+    assert stopped.ended
+
+
+def test_wrong_letter_in_prompt_is_named(model_of) -> None:
+    with pytest.raises(SequenceError, match="'Z' at position 2"):
+        generate(model_of("static"), "ACZ", 5)
