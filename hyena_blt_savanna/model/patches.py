@@ -51,8 +51,9 @@ class PatchLayout:
             index int64 [B, N] into the P * J places, and bool [B, N]: whether the grid has that place; it has none
             for bases behind the last patch.
         """
-        num_patches = self.starts.shape[1]
-        taken = (self.patch < num_patches) & (self.place < self.num_places)
+        # Behind the last column stands the unfinished patch of a full row: it has no place on the grid.
+        lengths = torch.nn.functional.pad(self.lengths.clamp(max=self.num_places), (0, 1))
+        taken = self.place < lengths.gather(1, self.patch)
         index = torch.where(taken, self.patch * self.num_places + self.place, 0)
         return index, taken
 

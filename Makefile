@@ -1,0 +1,40 @@
+# The commands that a person and CI run. Each makes the environment first, if it is not there yet.
+#
+#   make quickstart                     train on E. coli, start to end
+#   make quickstart GENOME=my.fa.gz RUN=runs/mine
+#   make test                           all tests
+#   make check                          format, lint, types, direction of imports
+
+PYTHON ?= python3
+VENV ?= .venv
+GENOME ?= ecoli_k12
+RUN ?= runs/quickstart
+
+READY := $(VENV)/.requirements-installed
+
+.PHONY: quickstart test check format environment
+
+quickstart: $(READY)
+	launch/quickstart.sh "$(GENOME)" "$(RUN)"
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(READY)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+environment: $(READY)
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	touch $@
