@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -62,7 +62,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _collect(processes: list[BaseProcess], answers: Any, deadline: float) -> list[Any]:
+def _collect(processes: Sequence[BaseProcess], answers: Any, deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(processes):
         # Whether a rank has died is looked up before its last words are, so that these are not missed.
@@ -94,6 +94,8 @@ def _run_rank(
         MASTER_PORT=str(port),
         DS_ACCELERATOR="cpu",
     )
+    # DeepSpeed decorates functions that no test calls with torch.compile, which loads for seconds.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # torch 2.13 renames collectives that DeepSpeed calls, at each call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import torch

@@ -44,6 +44,7 @@ class ToyBatch:
     bases: Tensor
     patch_lengths: Tensor
     loss_weights: Tensor
+    num_cut_patches: int = 0
 
 
 def toy_windows(num_windows: int, num_bases: int = 48, seed: int = 0) -> ToyBatch:

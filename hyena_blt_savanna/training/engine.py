@@ -32,6 +32,10 @@ class TrainingBatch(Protocol):
     def loss_weights(self) -> Tensor:
         """float32 [B, L]."""
 
+    @property
+    def num_cut_patches(self) -> int:
+        """Patches that were left out of the windows."""
+
 
 class DivergedError(RuntimeError):
     """The gradients are no longer finite; the weights have not been touched by them."""
@@ -46,19 +50,21 @@ class Totals:
         weight: of all scored bases.
         bases: bases read, whether scored or not.
         patches: patches read.
+        cut_patches: patches that were left out because their window had too many.
     """
 
     nats: float = 0.0
     weight: float = 0.0
     bases: float = 0.0
     patches: float = 0.0
+    cut_patches: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> list[float]:
-        """The four sums in the order of the attributes."""
-        return [self.nats, self.weight, self.bases, self.patches]
+        """The sums in the order of the attributes."""
+        return [self.nats, self.weight, self.bases, self.patches, self.cut_patches]
 
     @property
     def nats_per_base(self) -> float:
@@ -116,6 +122,11 @@ class TrainingEngine:
         return (self.gradient_clipping or 0.0) if self.zero_stage else 0.0
 
     @property
+    def num_parameters(self) -> int:
+        """Trainable weights of the whole model."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
+
+    @property
     def gradient_divisor(self) -> float:
         """What DeepSpeed divides the sum of all ranks' gradients by."""
         engine = self.deepspeed
@@ -133,6 +144,7 @@ class TrainingEngine:
             batch.bases.to(device, non_blocking=True),
             batch.patch_lengths.to(device, non_blocking=True),
             batch.loss_weights.to(device, non_blocking=True),
+            batch.num_cut_patches,
         )
 
     def forward(self, batch: TrainingBatch) -> Tensor:
@@ -156,6 +168,7 @@ class TrainingEngine:
         for index, batch in enumerate(micro_batches):
             totals.bases += int(batch.patch_lengths.sum()) - len(batch.patch_lengths)
             totals.patches += int((batch.patch_lengths > 0).sum()) - len(batch.patch_lengths)
+            totals.cut_patches += batch.num_cut_patches
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             logits = self.forward(batch)
@@ -226,6 +239,7 @@ class _DeviceBatch:
     bases: Tensor
     patch_lengths: Tensor
     loss_weights: Tensor
+    num_cut_patches: int
 
 
 def _check_finite(norm: float) -> None:

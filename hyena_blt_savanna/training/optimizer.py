@@ -57,7 +57,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
     }
-    decaying, fixed = [], []
+    decaying: list[nn.Parameter] = []
+    fixed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,0 +1,310 @@
+"""Checkpoints: written aside, sealed by a manifest with checksums, renamed; resumed from only when the seal holds.
+
+checkpoints/step_00000100/
+    deepspeed/             DeepSpeed's own files: weights and optimizer, by rank
+    random_states/         of each rank
+    native/                consolidated weights, as evaluation and other tools read them
+    config.yaml            of the run
+    state.json             step, stage, sums of the unfinished logging interval, ranks, versions
+    manifest.json          size and SHA-256 of every file above; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import NonNegativeInt, PositiveInt
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.whole_files import PARTIAL_SUFFIX, write_whole
+from hyena_blt_savanna.evaluation.sealed_folder import MANIFEST, SealError, verify
+
+from .engine import Totals, TrainingEngine
+from .ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+STATE = "state.json"
+_DELETED = ".deleted"
+_TAG = "deepspeed"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used, or can't be written; the message names the folder."""
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written, and which are kept."""
+
+    every_steps: PositiveInt = 1000
+    """Steps between checkpoints; the last step always has one."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint knows besides weights, optimizer and random states.
+
+    Attributes:
+        step: finished optimizer steps.
+        seconds: spent training so far, over all starts.
+        bases: read so far by all ranks.
+        interval: this logging interval's sums so far, over all ranks.
+        interval_steps: steps in these sums.
+        interval_seconds: spent in these steps.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    bases: float = 0.0
+    interval: Totals = field(default_factory=Totals)
+    interval_steps: int = 0
+    interval_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+        folder: RUN/checkpoints.
+        config: when to write and what to keep.
+        run_config: the run's whole configuration, as plain values.
+        ranks: this process among all.
+        save_native: writes consolidated weights into a folder; called on the first rank.
+    """
+
+    folder: Path
+    config: CheckpointConfig
+    run_config: dict[str, Any]
+    ranks: Ranks
+    save_native: Callable[[Path, dict[str, torch.Tensor]], None] | None = None
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` steps."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, engine: TrainingEngine, progress: Progress) -> Path:
+        """Writes a checkpoint, whole or not at all, then removes those that are not kept. Every rank calls.
+
+        Raises:
+            CheckpointError: it can't be written; earlier checkpoints are untouched.
+        """
+        final = self.path(progress.step)
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        if self.ranks.is_first:
+            _remove(partial)
+            partial.mkdir(parents=True)
+        self.ranks.wait()
+        try:
+            self._write(engine, progress, partial)
+        except (OSError, RuntimeError, ValueError) as error:
+            free = shutil.disk_usage(self.folder).free
+            _remove(partial)
+            raise CheckpointError(
+                f"{final}: the checkpoint could not be written: {error} ({free:,} bytes are free there); nothing of it "
+                "is left, and earlier checkpoints are whole"
+            ) from error
+        if self.ranks.is_first:
+            if final.exists():
+                _set_aside(final)
+            partial.replace(final)
+            _sync(self.folder)
+            self._retain()
+        self.ranks.wait()
+        return final
+
+    def find_newest(self) -> Path | None:
+        """The newest checkpoint whose manifest verifies; broken ones are named in warnings. Every rank calls.
+
+        Returns:
+            Its folder, or None.
+        """
+        newest: Path | None = None
+        if self.ranks.is_first:
+            for leftover in [*self.folder.glob(f"step_*{PARTIAL_SUFFIX}"), *self.folder.glob(f".*{_DELETED}")]:
+                _remove(leftover)
+            newest = find_newest_whole(self.folder)
+        return self.ranks.gather(newest)[0]
+
+    def load(self, engine: TrainingEngine, path: Path) -> Progress:
+        """Restores a checkpoint that `find_newest` gave. Every rank calls.
+
+        Raises:
+            CheckpointError: it is of another model, or of another number of ranks where that matters.
+        """
+        saved = yaml.safe_load((path / "config.yaml").read_text())
+        differing = differing_keys(saved.get("model"), self.run_config.get("model"), "model")
+        if differing:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model:\n"
+                + "\n".join(f"  {line}" for line in differing)
+                + "\nrestore these keys, or choose another run folder"
+            )
+        state = json.loads((path / STATE).read_text())
+        for key, now in (("zero_stage", engine.zero_stage), ("num_ranks", self.ranks.num_ranks)):
+            # Without ZeRO, any rank's files serve all.
+            if state[key] != now and (key == "zero_stage" or engine.zero_stage):
+                raise CheckpointError(
+                    f"{path} was written with {key} {state[key]}, and this run has {now}: ZeRO's files are cut by "
+                    f"rank; go on with {key} {state[key]}"
+                )
+        engine.deepspeed.load_checkpoint(str(path), tag=_TAG)
+        self._restore_random_states(path / "random_states")
+        progress = state["progress"]
+        return Progress(**{**progress, "interval": Totals(**progress["interval"])})
+
+    def _write(self, engine: TrainingEngine, progress: Progress, partial: Path) -> None:
+        engine.deepspeed.save_checkpoint(str(partial), tag=_TAG, save_latest=False)
+        states = partial / "random_states"
+        states.mkdir(exist_ok=True)
+        torch.save(_random_states(self.ranks.device), states / f"rank_{self.ranks.rank:05d}.pt")
+        weights = engine.consolidated_weights() if self.save_native else {}
+        if self.ranks.is_first:
+            if self.save_native:
+                self.save_native(partial / "native", weights)
+            state = {
+                "format_version": FORMAT_VERSION,
+                "progress": asdict(progress),
+                "num_ranks": self.ranks.num_ranks,
+                "zero_stage": engine.zero_stage,
+                "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
+            }
+            write_whole(partial / STATE, json.dumps(state, indent=1).encode())
+            write_whole(partial / "config.yaml", yaml.safe_dump(self.run_config, sort_keys=False).encode())
+        self.ranks.wait()
+        self._seal(partial)
+
+    def _seal(self, partial: Path) -> None:
+        """Every rank reads its share of the files; the first one writes the manifest."""
+        names = self.ranks.gather(sorted(_files(partial)))[0]
+        share = {name: _describe(partial / name) for name in names[self.ranks.rank :: self.ranks.num_ranks]}
+        entries = {name: entry for part in self.ranks.gather(share) for name, entry in part.items()}
+        if self.ranks.is_first:
+            manifest = {"format_version": FORMAT_VERSION, "files": dict(sorted(entries.items()))}
+            write_whole(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+    def _retain(self) -> None:
+        steps = sorted(_steps(self.folder))
+        kept = set(steps[-self.config.keep_last :])
+        if self.config.keep_every:
+            kept |= {step for step in steps if step % self.config.keep_every == 0}
+        for step in steps:
+            if step not in kept:
+                _set_aside(self.path(step))
+
+    def _restore_random_states(self, folder: Path) -> None:
+        path = folder / f"rank_{self.ranks.rank:05d}.pt"
+        if not path.exists():
+            logger.warning("%s: a rank more than there were; its random states start afresh", path)
+            return
+        states = torch.load(path, weights_only=True)
+        torch.set_rng_state(states["torch"])
+        if "device" in states and self.ranks.device.type != "cpu":
+            torch.get_device_module(self.ranks.device).set_rng_state(states["device"], self.ranks.device)
+        algorithm, keys, *rest = states["numpy"]
+        np.random.set_state((algorithm, keys.numpy(), *rest))
+        kind, internal, gauss = states["python"]
+        random.setstate((kind, tuple(internal), gauss))
+
+
+def find_newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder of checkpoints whose manifest verifies.
+
+    Every newer one that does not is named in a warning that says why.
+    """
+    for step in sorted(_steps(folder), reverse=True):
+        path = folder / f"step_{step:08d}"
+        try:
+            verify(path)
+        except SealError as error:
+            logger.warning("%s; the checkpoint before it is tried", error)
+            continue
+        return path
+    return None
+
+
+def differing_keys(saved: Any, given: Any, key: str) -> list[str]:
+    """Dotted keys at which two trees differ, each with both values.
+
+    Args:
+        saved: of the checkpoint.
+        given: of the run.
+        key: where the trees stand.
+    """
+    if isinstance(saved, dict) and isinstance(given, dict):
+        return [
+            line
+            for name in dict.fromkeys([*saved, *given])
+            for line in differing_keys(saved.get(name), given.get(name), f"{key}.{name}")
+        ]
+    return [] if saved == given else [f"{key}: {saved!r} in the checkpoint, {given!r} in the run"]
+
+
+def _steps(folder: Path) -> Iterator[int]:
+    for path in folder.glob("step_*"):
+        digits = path.name.removeprefix("step_")
+        if digits.isdigit():
+            yield int(digits)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _set_aside(path: Path) -> None:
+    # Renamed first: a removal that is cut short must not leave what looks like a checkpoint.
+    aside = path.with_name(f".{path.name}{_DELETED}")
+    _remove(aside)
+    path.replace(aside)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": (algorithm, torch.from_numpy(np.asarray(keys).copy()), *rest),
+        "python": random.getstate(),
+    }
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state(device)
+    return states

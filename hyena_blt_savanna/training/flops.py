@@ -1,0 +1,24 @@
+"""Floating-point operations of training, for utilisation."""
+
+from __future__ import annotations
+
+from hyena_blt_savanna.model.flops import count_flops
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
+
+BACKWARD_RATIO = 2
+"""A backward pass multiplies each matrix twice, once for the gradient of each factor."""
+
+
+def training_flops_per_base(
+    config: HyenaBLTConfig | IsotropicConfig, window_bases: int, mean_patch_bases: float
+) -> float:
+    """Operations of a forward and a backward pass, a base; what is computed a second time does not count.
+
+    Args:
+        config: of the model.
+        window_bases: bases of a window.
+        mean_patch_bases: bases of a patch, on average.
+    """
+    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases))["total"]
+    return (1 + BACKWARD_RATIO) * forward / window_bases

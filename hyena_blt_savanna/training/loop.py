@@ -1,0 +1,193 @@
+"""The training loop: steps, validation, checkpoints and metrics, from wherever a run stands to its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from .checkpoints import Checkpoints, Progress
+from .engine import Totals, TrainingBatch, TrainingEngine
+from .loss import NATS_PER_BIT
+from .metrics import Reporter, readable_seconds, training_line
+from .schedule import ScheduleConfig, StageConfig, learning_rate, place_of, total_steps
+
+logger = logging.getLogger(__name__)
+
+
+class BatchSource(Protocol):
+    """Opens the stream of this rank's micro batches of a stage."""
+
+    def __call__(self, stage: int, start_step: int) -> AbstractContextManager[Iterator[TrainingBatch]]:
+        """Micro batches from the stage's step `start_step` on, those of a step one after the other."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop follows.
+
+    Attributes:
+        stages: in order.
+        schedule: of the learning rate.
+        peak_lr: its highest.
+        log_every_steps: length of a logging interval.
+        validate_every_steps: between validations; not looked at without validation.
+        checkpoint_every_steps: between checkpoints.
+    """
+
+    stages: Sequence[StageConfig]
+    schedule: ScheduleConfig
+    peak_lr: float
+    log_every_steps: int
+    validate_every_steps: int
+    checkpoint_every_steps: int
+
+    @property
+    def num_steps(self) -> int:
+        """Of all stages."""
+        return total_steps(self.stages)
+
+
+class TrainingLoop:
+    """Runs a plan.
+
+    Args:
+        plan: what to do.
+        engine: of the model.
+        batches: opens a stage's data.
+        checkpoints: where to save.
+        reporter: where metrics go.
+        validate: sums over the validation windows; None never validates.
+        flops_per_base: of a training step, for a stage and a mean number of bases a patch.
+        peak_flops: of all ranks' devices together.
+        check: called at every logging interval; raises to stop the run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: TrainingEngine,
+        batches: BatchSource,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        validate: Callable[[], Totals] | None,
+        flops_per_base: Callable[[StageConfig, float], float],
+        peak_flops: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.engine = engine
+        self.batches = batches
+        self.checkpoints = checkpoints
+        self.reporter = reporter
+        self.validate = validate
+        self.flops_per_base = flops_per_base
+        self.peak_flops = peak_flops
+        self.check = check
+        self._local = Totals()
+
+    def run(self, progress: Progress) -> Progress:
+        """Trains to the end of the plan.
+
+        Args:
+            progress: where the weights in the engine stand.
+
+        Returns:
+            Where they stand now.
+
+        Raises:
+            DivergedError: the gradients are no longer finite.
+            CheckpointError: a checkpoint can't be written.
+        """
+        while progress.step < self.plan.num_steps:
+            place = place_of(progress.step, self.plan.stages)
+            stage = self.plan.stages[place.stage]
+            num_ranks = self.engine.ranks.num_ranks
+            self.engine.set_batch(stage.batch_windows, stage.micro_batch(num_ranks))
+            logger.info(
+                "stage %d: %d steps of %d windows of %s bases",
+                place.stage,
+                stage.steps - place.step_in_stage,
+                stage.batch_windows,
+                f"{stage.window_bases:,}",
+            )
+            with self.batches(place.stage, place.step_in_stage) as micro_batches:
+                for _ in range(place.step_in_stage, stage.steps):
+                    self._step(progress, place.stage, micro_batches, stage.num_micro_batches(num_ranks))
+        return progress
+
+    def _step(
+        self, progress: Progress, stage: int, micro_batches: Iterator[TrainingBatch], num_micro_batches: int
+    ) -> None:
+        began = time.perf_counter()
+        lr = learning_rate(progress.step, self.plan.num_steps, self.plan.peak_lr, self.plan.schedule)
+        self._local += self.engine.accumulate(list(islice(micro_batches, num_micro_batches)))
+        grad_norm = self.engine.update(lr)
+        progress.step += 1
+        progress.interval_steps += 1
+        took = time.perf_counter() - began
+        progress.interval_seconds += took
+        progress.seconds += took
+        self.reporter.advance()
+        is_last = progress.step == self.plan.num_steps
+        if progress.step % self.plan.log_every_steps == 0 or is_last:
+            self._log(progress, stage, lr, grad_norm)
+        if self.validate is not None and (progress.step % self.plan.validate_every_steps == 0 or is_last):
+            self._validate(progress, stage, self.validate())
+        if progress.step % self.plan.checkpoint_every_steps == 0 or is_last:
+            self._save(progress)
+
+    def _collect(self, progress: Progress) -> None:
+        """Moves this rank's sums into the progress, which is the same on all ranks."""
+        everywhere = Totals(*self.engine.ranks.sum(self._local.values()))
+        self._local = Totals()
+        progress.bases += everywhere.bases
+        progress.interval += everywhere
+
+    def _log(self, progress: Progress, stage: int, lr: float, grad_norm: float) -> None:
+        self.check()
+        self._collect(progress)
+        interval = progress.interval
+        mean_patch = interval.bases / interval.patches if interval.patches else 1.0
+        self.reporter.training(
+            training_line(
+                step=progress.step,
+                stage=stage,
+                nats_per_base=interval.nats_per_base,
+                lr=lr,
+                grad_norm=grad_norm,
+                num_steps=progress.interval_steps,
+                bases=interval.bases,
+                patches=interval.patches,
+                cut_patches=interval.cut_patches,
+                interval_seconds=progress.interval_seconds,
+                seconds=progress.seconds,
+                flops_per_base=self.flops_per_base(self.plan.stages[stage], mean_patch),
+                peak_flops=self.peak_flops,
+            )
+        )
+        progress.interval, progress.interval_steps, progress.interval_seconds = Totals(), 0, 0.0
+
+    def _validate(self, progress: Progress, stage: int, totals: Totals) -> None:
+        self.reporter.validation(
+            {
+                "step": progress.step,
+                "stage": stage,
+                "loss": totals.nats_per_base,
+                "bits_per_base": totals.nats_per_base / NATS_PER_BIT,
+                "num_bases": totals.weight,
+                "mean_patch_bases": totals.bases / totals.patches if totals.patches else None,
+            }
+        )
+
+    def _save(self, progress: Progress) -> None:
+        began = time.perf_counter()
+        self._collect(progress)
+        path = self.checkpoints.save(self.engine, progress)
+        took = time.perf_counter() - began
+        self.reporter.event("checkpoint", {"step": progress.step, "name": path.name, "save_seconds": took})
+        logger.info("step %d: saved %s in %s", progress.step, path.name, readable_seconds(took))

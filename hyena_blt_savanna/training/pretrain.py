@@ -1,0 +1,284 @@
+"""Pretrains a model: the entry that every rank of a run starts in.
+
+launch/train.sh configs/training/quickstart.yaml run=runs/mine
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
+from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
+
+from .checkpoints import Checkpoints, Progress
+from .engine import DivergedError, Totals, TrainingEngine
+from .flops import training_flops_per_base
+from .logs import log_to_file, log_to_terminal
+from .loop import Plan, TrainingLoop
+from .metrics import Reporter, measure_peak_flops
+from .ranks import Ranks, join_ranks
+from .run_config import RunConfig
+from .run_folder import RunFolder, RunLock
+from .validation import spread, validate
+
+if TYPE_CHECKING:
+    from hyena_blt_savanna.patching.patcher import Patcher
+
+logger = logging.getLogger(__name__)
+
+_OTHERS_WAIT_SECONDS = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Trains as YAML files and `key=value` overrides say.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake that was told in the log.
+    """
+    ranks = join_ranks()
+    log_to_terminal(ranks.is_first)
+    try:
+        pretrain(RunConfig.load(arguments), ranks)
+    except (ValueError, DivergedError) as error:
+        # What is wrong with the input is wrong on every rank: the first one says it, unless it has not met it.
+        if not ranks.is_first:
+            time.sleep(_OTHERS_WAIT_SECONDS)
+        logger.error("%s", error)
+        logger.debug("raised here", exc_info=True)
+        return 2
+    finally:
+        sys.stderr.flush()
+    return 0
+
+
+def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
+    """Trains to the end, from the newest checkpoint of the run folder if there is one. Every rank calls.
+
+    Args:
+        config: of the run.
+        ranks: from `join_ranks`.
+
+    Returns:
+        Where the run stands.
+
+    Raises:
+        RunInUseError: another job works in the run folder.
+        DataError: the data or their boundaries are missing, broken, too short, or don't belong together.
+        ScheduleError: the batch can't be shared among the ranks.
+        CheckpointError: the run folder's checkpoint is of another model, or one can't be written.
+        DivergedError: the gradients are no longer finite.
+    """
+    for stage in config.training.stages:
+        stage.micro_batch(ranks.num_ranks)
+    folder = RunFolder(config.run)
+    with ExitStack() as stack:
+        lock = RunLock(folder.path)
+        on_first_rank(ranks, lambda: _open(folder, lock, config))
+        stack.callback(lock.release)
+        log_to_file(folder.logs, ranks.rank)
+        data = RunData(config, ranks)
+        checkpoints = Checkpoints(
+            folder.checkpoints, config.training.checkpoints, config.to_dict(), ranks, data.native_writer()
+        )
+        newest = checkpoints.find_newest()
+        engine = build_engine(config, ranks)
+        progress = checkpoints.load(engine, newest) if newest else Progress()
+        plan = make_plan(config)
+        if progress.step >= plan.num_steps:
+            logger.info("%s is finished: all %d steps are done", folder.path, plan.num_steps)
+            return progress
+        reporter = Reporter(folder.metrics, ranks.is_first, plan.num_steps, engine.deepspeed.monitor)
+        stack.callback(reporter.close)
+        facts = describe(engine, config)
+        reporter.start(progress.step, facts)
+        _say_hello(config, engine, progress, newest, facts)
+        loop = TrainingLoop(
+            plan=plan,
+            engine=engine,
+            batches=data.open_stage,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            validate=data.validator(engine),
+            flops_per_base=lambda stage, patch: training_flops_per_base(config.model, stage.window_bases, patch),
+            peak_flops=facts["peak_flops"],
+            check=lambda: on_first_rank(ranks, lock.check),
+        )
+        return loop.run(progress)
+
+
+class RunData:
+    """The data of a run, as one rank reads them.
+
+    Args:
+        config: of the run.
+        ranks: this process among all.
+
+    Raises:
+        DataError: the data or the boundaries are missing, broken, too short, or don't belong together.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+        source = config.data
+        self._samples = TrainingSamples(
+            source.folder / "train",
+            source.annotation,
+            source.strands,
+            config.seed,
+            source.repeat_weight,
+            source.window_patches,
+        )
+        for stage in config.training.stages:
+            self._samples.num_windows(stage.window_bases)
+
+    @contextmanager
+    def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
+        """This rank's micro batches of a stage, from a step on."""
+        settings = self._config.training.stages[stage]
+        with BatchLoader(
+            self._samples,
+            stage,
+            settings.window_bases,
+            settings.batch_windows,
+            self._ranks.rank,
+            self._ranks.num_ranks,
+            settings.micro_batch(self._ranks.num_ranks),
+            start_step,
+        ) as loader:
+            yield iter(loader)
+
+    def validator(self, engine: TrainingEngine) -> Callable[[], Totals] | None:
+        """What scores the validation windows, if the run validates."""
+        settings = self._config.training.validation
+        if settings is None:
+            return None
+        last = self._config.training.stages[-1]
+        window_bases = settings.window_bases or last.window_bases
+        windows = EvaluationWindows(
+            self._config.data.folder / "validation", self._config.data.annotation, "forward", window_bases
+        )
+        wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
+        indices = spread(len(windows), wanted)
+        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.num_ranks)
+        return lambda: validate(
+            engine, indices, micro_batch, lambda chosen: collate([windows[index] for index in chosen])
+        )
+
+    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
+        """What writes consolidated weights, with the patcher that cut the data."""
+        patcher = self._load_patcher()
+        longest = max(stage.window_bases for stage in self._config.training.stages)
+        return lambda folder, weights: save_pretrained(folder, weights, self._config.model, patcher, longest)
+
+    def _load_patcher(self) -> Patcher | None:
+        if self._config.model.kind == "isotropic":
+            return None
+        folder = self._config.data.folder / f"{self._config.data.annotation}.patcher"
+        if not folder.is_dir():
+            if self._ranks.is_first:
+                logger.warning("%s: no such folder; the checkpoints can't find boundaries in new sequences", folder)
+            return None
+        from hyena_blt_savanna.patching.patcher import Patcher
+
+        return Patcher.load(folder)
+
+
+def build_engine(config: RunConfig, ranks: Ranks) -> TrainingEngine:
+    """The model with its first weights, under DeepSpeed."""
+    torch.manual_seed(config.seed)
+    model = config.model_to_build().build()
+    # Ranks start from the same weights and draw different numbers from here on.
+    torch.manual_seed(config.seed + 1 + ranks.rank)
+    training = config.training
+    return TrainingEngine(
+        model,
+        ranks,
+        training.optimizer,
+        training.gradient_clipping,
+        training.precision,
+        config.deepspeed_block(),
+    )
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """What the loop follows."""
+    training = config.training
+    return Plan(
+        stages=training.stages,
+        schedule=training.schedule,
+        peak_lr=training.optimizer.lr,
+        log_every_steps=training.logging.every_steps,
+        validate_every_steps=training.validation.every_steps if training.validation else 0,
+        checkpoint_every_steps=training.checkpoints.every_steps,
+    )
+
+
+def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
+    """Facts about model and machine that a run's metrics start with. Every rank calls."""
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    [peak_flops] = engine.ranks.sum([measure_peak_flops(engine.ranks.device, dtype)])
+    return {
+        "model": config.model.kind,
+        "num_parameters": engine.num_parameters,
+        "num_ranks": engine.ranks.num_ranks,
+        "num_threads": torch.get_num_threads(),
+        "device": engine.ranks.device.type,
+        "precision": config.training.precision,
+        "zero_stage": engine.zero_stage,
+        "peak_flops": peak_flops,
+    }
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
+    """Acts on the first rank, while the others wait; what it raises is raised on all.
+
+    Args:
+        ranks: all ranks call.
+        action: may raise a ValueError.
+    """
+    error: ValueError | None = None
+    if ranks.is_first:
+        try:
+            action()
+        except ValueError as raised:
+            error = raised
+    [error, *_] = ranks.gather(error)
+    if error is not None:
+        raise error
+
+
+def _open(folder: RunFolder, lock: RunLock, config: RunConfig) -> None:
+    lock.acquire()
+    folder.make()
+    config.save(folder.config)
+
+
+def _say_hello(
+    config: RunConfig, engine: TrainingEngine, progress: Progress, newest: Path | None, facts: dict[str, Any]
+) -> None:
+    logger.info(
+        "%s: %s, %s parameters, %d rank(s) x %d thread(s) on %s, %s, ZeRO %d, %.0f GFLOP/s at best",
+        config.run,
+        facts["model"],
+        f"{facts['num_parameters']:,}",
+        facts["num_ranks"],
+        facts["num_threads"],
+        facts["device"],
+        facts["precision"],
+        facts["zero_stage"],
+        facts["peak_flops"] / 1e9,
+    )
+    if newest is not None:
+        logger.info("going on after step %d, from %s", progress.step, newest)

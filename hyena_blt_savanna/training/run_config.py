@@ -1,0 +1,150 @@
+"""The configuration of a training run: everything that `launch/train.sh` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
+
+from .checkpoints import CheckpointConfig
+from .engine import Precision
+from .metrics import LoggingConfig
+from .optimizer import OptimizerConfig
+from .schedule import ScheduleConfig, StageConfig
+from .validation import ValidationConfig
+
+ModelConfig: TypeAlias = Annotated[HyenaBLTConfig | IsotropicConfig, Field(discriminator="kind")]
+
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "training.stages: batch_windows",
+    "train_micro_batch_size_per_gpu": "training.stages: micro_batch_windows",
+    "gradient_accumulation_steps": "training.stages: batch_windows / (ranks * micro_batch_windows)",
+    "managed_gradient_accumulation": "training.stages: micro_batch_windows",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.schedule",
+    "gradient_clipping": "training.gradient_clipping",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "amp": "training.precision",
+    "torch_autocast": "training.precision",
+    "data_types": "training.precision",
+    "activation_checkpointing": "training.activation_checkpointing",
+    "steps_per_print": "training.logging.every_steps",
+    "curriculum_learning": "training.stages",
+    "data_efficiency": "training.stages",
+    "gradient_allreduce_op": "nothing: the loss is divided by the scored weight of all ranks",
+    "prescale_gradients": "nothing: the loss is divided by the scored weight of all ranks",
+    "gradient_predivide_factor": "nothing: the loss is divided by the scored weight of all ranks",
+}
+"""Keys of DeepSpeed's configuration that follow from ours, and from which."""
+
+_MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
+
+
+class DataSourceConfig(Config):
+    """What is trained on."""
+
+    folder: Path
+    """Holds train.bin, validation.bin and their boundaries, as tools/prepare_genomes.py and tools/annotate_patches.py
+    leave them."""
+    annotation: str = "patches"
+    """Name of the patch boundaries."""
+    strands: Literal["both", "forward"] = "both"
+    """Whether the reverse strand is trained on too."""
+    repeat_weight: NonNegativeFloat = 1.0
+    """Weight of repeat-masked bases in the loss."""
+    window_patches: PositiveInt | None = None
+    """More patches than this are cut off a training window; null never cuts."""
+
+
+class TrainingConfig(Config):
+    """How a model is trained."""
+
+    stages: list[StageConfig] = Field(min_length=1)
+    """Window and batch, stage after stage."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over all stages."""
+    gradient_clipping: PositiveFloat | None = 1.0
+    """Largest norm of all gradients; null does not clip."""
+    precision: Precision = "fp32"
+    """bf16: matrix products in bfloat16, weights and optimizer in fp32."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass, and compute the rest again."""
+    validation: ValidationConfig | None = ValidationConfig()
+    """On held-out windows; null for none."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """When they are written, and which are kept."""
+    logging: LoggingConfig = LoggingConfig()
+    """When metrics are written."""
+
+
+class RunConfig(Config):
+    """A training run."""
+
+    run: Path
+    """Folder of the run; a run that is started again on it goes on from its newest checkpoint."""
+    seed: int = 0
+    """Of the first weights and of the order of the data."""
+    data: DataSourceConfig
+    """What is trained on."""
+    model: ModelConfig
+    """What is trained; `kind` chooses the architecture."""
+    training: TrainingConfig
+    """How."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed's own configuration, such as zero_optimization and monitors; passed through."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_ours(cls, block: dict[str, Any]) -> dict[str, Any]:
+        owned = [f"{key} (use {OWNED_DEEPSPEED_KEYS[key]})" for key in block if key in OWNED_DEEPSPEED_KEYS]
+        if owned:
+            raise ValueError(f"these keys of DeepSpeed follow from other keys here: {', '.join(owned)}")
+        zero = block.get("zero_optimization", {})
+        if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+            raise ValueError("zero_optimization must be a mapping with a stage of 0, 1, 2 or 3")
+        return block
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        longest = getattr(self.model, "max_patch_bases", None)
+        for index, stage in enumerate(self.training.stages):
+            if longest is not None and stage.window_bases < longest:
+                raise ValueError(
+                    f"training.stages.{index}.window_bases {stage.window_bases} is shorter than a patch may be "
+                    f"(model.max_patch_bases {longest})"
+                )
+        return self
+
+    def model_to_build(self) -> ModelConfig:
+        """The model's configuration with activation checkpointing as the training asks for it."""
+        if not self.training.activation_checkpointing:
+            return self.model
+        return _set_everywhere(self.model, "activation_checkpointing", True)
+
+    def deepspeed_block(self) -> dict[str, Any]:
+        """DeepSpeed's block; monitors that name no folder write into the run's."""
+        block = dict(self.deepspeed)
+        for name in _MONITORS:
+            if block.get(name, {}).get("enabled") and not block[name].get("output_path") and name != "wandb":
+                block[name] = {**block[name], "output_path": str(self.run / "logs")}
+        return block
+
+
+def _set_everywhere(config: Any, name: str, value: Any) -> Any:
+    """A copy in which every field of that name, at any depth, has that value."""
+    changes: dict[str, Any] = {}
+    for key in type(config).model_fields:
+        field = getattr(config, key)
+        if key == name:
+            changes[key] = value
+        elif isinstance(field, Config):
+            changes[key] = _set_everywhere(field, name, value)
+    return config.model_copy(update=changes)

@@ -1,0 +1,94 @@
+"""Bits per base on held-out windows, shared among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from pydantic import PositiveInt
+
+from hyena_blt_savanna.config import Config
+
+from .engine import Totals, TrainingBatch, TrainingEngine
+from .loss import base_nats, scored_weight
+
+Item = TypeVar("Item")
+
+
+class ValidationConfig(Config):
+    """When and on how much a model is validated."""
+
+    every_steps: PositiveInt = 1000
+    """Steps between validations; the last step always has one."""
+    num_bases: PositiveInt | None = 1_000_000
+    """About so many bases, in windows spread evenly over the validation stream; null takes all of it."""
+    window_bases: PositiveInt | None = None
+    """Bases of a window; null takes the last stage's."""
+    micro_batch_windows: PositiveInt | None = None
+    """Windows of one forward pass of a rank; null takes the last stage's."""
+
+
+def spread(num_windows: int, num_wanted: int) -> list[int]:
+    """Indices of `num_wanted` windows, evenly spread; all of them when that is more than there are."""
+    if num_wanted >= num_windows:
+        return list(range(num_windows))
+    return [index * num_windows // num_wanted for index in range(num_wanted)]
+
+
+def shares(
+    indices: Sequence[int], rank: int, num_ranks: int, micro_batch_windows: int
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """One rank's micro batches, the same number of the same size on each rank.
+
+    Every rank must call the model equally often (ZeRO 3 gathers weights in each call), so short ranks go over
+    windows a second time that don't count.
+
+    Yields:
+        Indices of a micro batch, and which of them count.
+    """
+    mine = list(indices[rank::num_ranks])
+    longest = -(-len(indices) // num_ranks)
+    for begin in range(0, longest, micro_batch_windows):
+        chosen = mine[begin : begin + micro_batch_windows]
+        missing = min(micro_batch_windows, longest - begin) - len(chosen)
+        yield chosen + [indices[0]] * missing, [True] * len(chosen) + [False] * missing
+
+
+def validate(
+    engine: TrainingEngine,
+    indices: Sequence[int],
+    micro_batch_windows: int,
+    batch_of: Callable[[Sequence[int]], TrainingBatch],
+) -> Totals:
+    """Scores windows with the present weights. Every rank calls, and gets the sums over all ranks.
+
+    Args:
+        engine: of the model.
+        indices: of the windows, at least one.
+        micro_batch_windows: windows of one forward pass of a rank.
+        batch_of: lays windows side by side.
+    """
+    totals = Totals()
+    was_training = engine.module.training
+    engine.module.eval()
+    try:
+        with torch.no_grad():
+            for chosen, counts in shares(indices, engine.ranks.rank, engine.ranks.num_ranks, micro_batch_windows):
+                totals += _score(engine, batch_of(chosen), torch.tensor(counts))
+    finally:
+        engine.module.train(was_training)
+    return Totals(*engine.ranks.sum(totals.values()))
+
+
+def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -> Totals:
+    batch = engine.to_device(batch)
+    weights = batch.loss_weights * counts[:, None].to(batch.loss_weights)
+    nats = base_nats(engine.forward(batch), batch.bases, engine.class_of_byte)
+    lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device)]
+    return Totals(
+        nats=float((nats.double() * weights[:, 1:]).sum()),
+        weight=float(scored_weight(weights)),
+        bases=float(lengths.sum()) - len(lengths),
+        patches=float((lengths > 0).sum()) - len(lengths),
+    )

@@ -1,0 +1,30 @@
+# The only place for environment settings; sourced by the scripts beside it. What is set already stays.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+if [ -z "${PYTHON:-}" ]; then
+    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; else PYTHON="$(command -v python3)"; fi
+fi
+export PYTHON
+export PATH="$(dirname "$PYTHON"):$PATH"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+num_gpus=0
+if command -v nvidia-smi >/dev/null; then num_gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"; fi
+
+if [ "$num_gpus" -eq 0 ]; then
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+    # DeepSpeed decorates functions that are not used here with torch.compile, which loads for two seconds.
+    export TORCHDYNAMO_DISABLE="${TORCHDYNAMO_DISABLE:-1}"
+    NUM_RANKS="${NUM_RANKS:-1}"
+    # The ranks share the cores; more threads than cores slow each other down.
+    num_threads=$(($(nproc) / NUM_RANKS))
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((num_threads > 0 ? num_threads : 1))}"
+else
+    NUM_RANKS="${NUM_RANKS:-$num_gpus}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+fi
+export NUM_RANKS
+
+# torch 2.13 renames collectives that DeepSpeed 0.19 calls, and says so at each call.
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning:torch.distributed.c10d_logger}"

@@ -1,0 +1,130 @@
+"""Whole runs: under the deepspeed launcher, killed and started again, and those that are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hyena_blt_savanna.testing.ranks import run_ranks
+from hyena_blt_savanna.training import pretrain
+from hyena_blt_savanna.training.run_folder import RunLock
+
+ROOT = Path(__file__).resolve().parents[2]
+LAST = "checkpoints/step_00000040"
+
+
+def launch(*arguments: str, num_ranks: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(ROOT / "launch" / "train.sh"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "NUM_RANKS": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def training_lines(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "stage", "loss", "lr", "grad_norm", "mean_patch_bases", "num_bases")
+    return [
+        {name: line[name] for name in names if name in line}
+        for line in lines
+        if line["kind"] in ("training", "validation")
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(toy_config, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = launch(str(toy_config), f"run={whole}")
+    process = launch(str(toy_config), f"run={killed}")
+    deadline = time.monotonic() + 100
+    while not (killed / "checkpoints" / "step_00000016").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (killed / LAST).exists()
+    output = finish(undisturbed)
+    assert "step 40/40" in output
+    # Nothing of DeepSpeed's or torch's own output reaches the terminal.
+    assert not [line for line in output.splitlines() if "Warning" in line or "DeepSpeed" in line or "[INFO]" in line]
+    again = finish(launch(str(toy_config), f"run={killed}"))
+    assert "going on after step" in again
+    assert training_lines(killed) == training_lines(whole)
+    assert len(training_lines(whole)) == 42
+    weights = "native/model.safetensors"
+    assert (killed / LAST / weights).read_bytes() == (whole / LAST / weights).read_bytes()
+    assert "DeepSpeed" in (whole / "logs" / "rank_00000.log").read_text()
+    assert not (whole / "lock.json").exists()
+    start = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert start["kind"] == "start"
+    assert start["num_parameters"] > 1000
+
+
+def refused_runs(cases: list[list[str]]) -> list[tuple[int, str]]:
+    pretrain._OTHERS_WAIT_SECONDS = 0.0
+    results = []
+    for arguments in cases:
+        errors: list[str] = []
+        handler = logging.Handler(logging.ERROR)
+        handler.emit = lambda record, errors=errors: errors.append(record.getMessage())  # type: ignore[method-assign]
+        pretrain.logger.addHandler(handler)
+        code = pretrain.main(arguments)
+        pretrain.logger.removeHandler(handler)
+        results.append((code, "\n".join(errors)))
+    return results
+
+
+@pytest.mark.slow
+def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
+    short = ["training.stages=[{steps: 2, window_bases: 128, batch_windows: 4}]"]
+    base = [str(toy_config), f"run={tmp_path / 'run'}", *short]
+    used = tmp_path / "used"
+    cases = {
+        "training.stages.0: missing": [str(toy_config), f"run={tmp_path / 'run'}", "training.stages=[{}]"],
+        "did you mean 'gradient_clipping'": [*base, "training.gradient_cliping=1"],
+        "there are more ranks (2) than windows in a step (batch_windows: 1)": [
+            *base,
+            "training.stages=[{steps: 2, window_bases: 128, batch_windows: 1}]",
+        ],
+        "3,000,000": [*base, "training.stages=[{steps: 2, window_bases: 3000000, batch_windows: 4}]"],
+        "other.manifest.json": [*base, "data.annotation=other"],
+        f"{used} is in use by job": [*base[:1], f"run={used}", *short],
+        "nowhere": [*base, "data.folder=nowhere"],
+    }
+    finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=bf16"]
+    other_model = [*base, "model.local_width=32"]
+    with RunLock(used):
+        *refused, done, again, other = run_ranks(refused_runs, 2, [*cases.values(), finished, finished, other_model])[0]
+    for says, (code, message) in zip(cases, refused, strict=True):
+        assert code == 2, says
+        assert says.split(":")[0] in message, message
+    assert done == (0, "")
+    assert again == (0, "")
+    assert other[0] == 2
+    assert "is a checkpoint of another model" in other[1]
+    assert "model.local_width: 16 in the checkpoint, 32 in the run" in other[1]
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["start", "training", "training", "validation", "checkpoint"]
+    assert list((tmp_path / "run" / "logs").rglob("*validation_bits_per_base.csv"))
+    assert sorted(path.name for path in (tmp_path / "run" / "logs").glob("*.log")) == [
+        "rank_00000.log",
+        "rank_00001.log",
+    ]

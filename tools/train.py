@@ -1,0 +1,14 @@
+"""Trains a model: one rank of a run; `launch/train.sh` starts as many as there are.
+
+python tools/train.py configs/training/quickstart.yaml run=runs/mine training.optimizer.lr=1e-3
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hyena_blt_savanna.training.pretrain import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
