@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.data.fasta import read_fasta
+from hyena_blt_savanna.data.fasta import read_fasta, read_region
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.nucleotides import IS_REPEAT_MASKED, Bytes
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 WINDOW_BASES = 8192
 """Window of a model that does not know what it was trained on."""
+
+_REGION = re.compile(r"(?P<name>.+):(?P<first>[\d,]*\d[\d,]*)-(?P<last>[\d,]*\d[\d,]*)")
 
 
 class EvaluationError(ValueError):
@@ -154,7 +157,8 @@ def evaluate_bits_per_base(
         WindowError: the overlap doesn't fit the window.
         NoPatcherError: the model needs a patcher and has none.
     """
-    window_bases = window_bases or model.window_bases or WINDOW_BASES
+    if window_bases is None:
+        window_bases = model.window_bases or WINDOW_BASES
     overlap_bases = window_bases // 2 if overlap_bases is None else overlap_bases
     check_window(window_bases, overlap_bases)
     sums = _Sums()
@@ -190,13 +194,26 @@ def ngram_bits_per_base(ngram: NgramModel, documents: Iterable[Bytes]) -> BitsPe
     return sums.result(is_patched=False, window_bases=None, overlap_bases=None)
 
 
-def fasta_documents(path: Path) -> Iterator[Bytes]:
+def fasta_documents(path: Path, region: str | None = None) -> Iterator[Bytes]:
     """Sequences of a FASTA file, uint8 [L] each, case kept.
 
+    Args:
+        path: the file.
+        region: RECORD:FROM-TO, counted from 1, both ends included: this stretch alone, as a sequence of its own.
+
     Raises:
-        FastaError: the file can't be read.
+        EvaluationError: the region can't be understood.
+        FastaError: there is no such region, or the file can't be read.
     """
-    return (record.sequence for record in read_fasta(path))
+    if region is None:
+        return (record.sequence for record in read_fasta(path))
+    found = _REGION.fullmatch(region)
+    if found is None:
+        raise EvaluationError(f"region {region!r} is not RECORD:FROM-TO, such as chr20:1-64,444,167 (counted from 1)")
+    name, first, last = found["name"], *(int(found[end].replace(",", "")) for end in ("first", "last"))
+    if not 1 <= first <= last:
+        raise EvaluationError(f"region {region!r}: bases are counted from 1, and the first comes before the last")
+    return iter([read_region(path, name, first - 1, last)])
 
 
 def dataset_documents(prefix: Path) -> Iterator[Bytes]:

@@ -8,6 +8,7 @@ RUN/report/entropy.png         entropy, boundaries and the model's surprise alon
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -22,6 +23,7 @@ from pydantic import Field, PositiveInt
 
 from hyena_blt_savanna.config import Config, merge
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
+from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.patching.ngram import NgramConfig
 
@@ -30,6 +32,7 @@ from .native_checkpoint import find_native
 from .pretrained import HyenaBLTModel
 from .report_pictures import draw_entropy, draw_loss, draw_patch_lengths
 from .scoring import patch_lengths_of, score
+from .sealed_folder import read_seal
 from .sequences import without_end
 
 logger = logging.getLogger(__name__)
@@ -97,6 +100,8 @@ class Metrics:
 def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:
     """Evaluates a run's newest checkpoint on all of the test data, and writes figures and pictures to RUN/report.
 
+    A report that was made of the same things already is left as it is.
+
     Args:
         run: folder of the run.
         config: what goes into the report.
@@ -113,6 +118,12 @@ def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:
     metrics = read_metrics(run)
     data = _data_folder(run)
     native = find_native(run)
+    folder = run / "report"
+    made_of = _ingredients(run, native, data, config)
+    done = _find_report(folder / "report.json", made_of)
+    if done is not None:
+        logger.info("%s is up to date", folder)
+        return done
     model = HyenaBLTModel.load_from_checkpoint(native)
     documents = list(dataset_documents(data / "test"))
     logger.info("evaluating %s on %s", native, data_path(data / "test"))
@@ -123,7 +134,6 @@ def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:
     ngram = NgramConfig(order=config.ngram_order).fit(IndexedReader(data / "train").stream)
     baseline = ngram_bits_per_base(ngram, documents)
     assert baseline.num_bases == evaluated.num_bases
-    folder = run / "report"
     folder.mkdir(exist_ok=True)
     draw_loss(folder / "loss.png", metrics.training, metrics.validation)
     _draw_patches(folder, model, documents, config.stretch_bases)
@@ -140,12 +150,12 @@ def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:
             if config.started_unix_seconds is None
             else now - config.started_unix_seconds
         ),
-        "checkpoint": str(native.relative_to(run)),
         "step": metrics.training[-1]["step"],
         "ngram_order": config.ngram_order,
         "evaluation": evaluated.to_dict(),
         "evaluation_ngram": baseline.to_dict(),
         "patch_rule": None if model.patcher is None else model.patcher.rule.to_dict(),
+        "made_of": made_of,
     }
     write_whole(folder / "report.json", (json.dumps(figures, indent=2) + "\n").encode())
     return figures
@@ -183,6 +193,24 @@ def _data_folder(run: Path) -> Path:
     if not data_path(folder / "test").is_file():
         raise ReportError(f"{data_path(folder / 'test')}: no such file; prepare the data with a test part")
     return folder
+
+
+def _ingredients(run: Path, native: Path, data: Path, config: ReportConfig) -> dict[str, Any]:
+    return {
+        "checkpoint": str(native.relative_to(run)),
+        "files_sha256": {name: entry["sha256"] for name, entry in read_seal(native)["files"].items()},
+        "data_sha256": {part: read_manifest(data / part).data_sha256 for part in ("train", "test")},
+        "metrics_sha256": hashlib.sha256((run / "metrics.jsonl").read_bytes()).hexdigest(),
+        "settings": {key: value for key, value in config.to_dict().items() if key != "started_unix_seconds"},
+    }
+
+
+def _find_report(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        figures = json.loads(path.read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return figures if figures.get("made_of") == made_of else None
 
 
 def _draw_patches(folder: Path, model: HyenaBLTModel, documents: Iterable[np.ndarray], stretch_bases: int) -> None:

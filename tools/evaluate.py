@@ -1,0 +1,51 @@
+"""python tools/evaluate.py CHECKPOINT --data FASTA [--region RECORD:FROM-TO] [--output FILE]
+
+Bits per base of a model on sequences, in overlapping windows, as JSON. CHECKPOINT is a run folder or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
+from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+
+
+def main() -> int:
+    """Reads the command line, evaluates, prints."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="FASTA file, plain or gzipped")
+    parser.add_argument("--region", help="RECORD:FROM-TO, counted from 1, both ends included; a record of its own")
+    parser.add_argument("--window-bases", type=int, help="default: the longest window of the training")
+    parser.add_argument("--overlap-bases", type=int, help="least context of a scored base; default: half a window")
+    parser.add_argument("--batch-windows", type=int, default=8, help="windows of one pass")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    given = parser.parse_args()
+    try:
+        model = HyenaBLTModel.load_from_checkpoint(given.checkpoint, given.device)
+        documents = fasta_documents(given.data, given.region)
+        figures = evaluate_bits_per_base(
+            model, documents, given.window_bases, given.overlap_bases, given.batch_windows
+        ).to_dict()
+        text = json.dumps({"checkpoint": str(given.checkpoint), "data": str(given.data), **figures}, indent=2)
+        print(text)
+        if given.output:
+            write_whole(given.output, (text + "\n").encode())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
