@@ -49,6 +49,8 @@ class HyenaBLT(nn.Module):
     Causal in bases: logits at t depend on bases up to t and on boundaries up to the start of base t + 1.
     """
 
+    class_of_byte: Tensor
+
     def __init__(self, config: HyenaBLTConfig) -> None:
         super().__init__()
         self.config = config

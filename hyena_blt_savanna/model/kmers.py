@@ -43,6 +43,8 @@ class KmerEmbedding(nn.Module):
     section 3.2.1); direct indices lose none of DNA's words to collisions.
     """
 
+    base_codes: Tensor
+
     def __init__(self, config: KmerConfig, width: int) -> None:
         super().__init__()
         self.sizes = config.sizes

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.nucleotides import SCORED
 
 LENGTHS = torch.tensor([[1, 3, 6, 2, 5, 6, 4, 0, 0], [1, 6, 6, 6, 6, 6, 6, 3, 0]])
@@ -103,9 +104,7 @@ def test_a_slice_that_knows_the_patch_before_it_scores_like_the_whole(model, bas
     """What generation relies on: the local modules read `local_reach_bases` back and no more."""
     lengths = torch.tensor([[6, 6, 6, 6, 6, 6]])
     whole = model(bases[:1], lengths)
-    from hyena_blt_savanna.model.patches import lay_out
-
-    x, patches = model.encoder(bases[:1, :36], lay_out(lengths, 36, 6))
+    _, patches = model.encoder(bases[:1, :36], lay_out(lengths, 36, 6))
     out = model.global_model(patches)
     assert model.local_reach_bases == (3 - 1) + 3 + 3
     start = 18
