@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,7 +60,20 @@ class GatedMLP(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """[B, L, M] to [B, L, M]."""
-        gate = self.gate(u)
-        if self.activation == "gelu":
-            gate = functional.gelu(gate)
-        return self.down(gate * self.up(u))
+        gate, up = self.gate(u), self.up(u)
+        hidden = _GELUProduct.apply(gate, up) if self.activation == "gelu" else gate * up
+        return self.down(hidden)
+
+
+class _GELUProduct(torch.autograd.Function):
+    """gelu(a) * b that keeps a and b for the backward pass, and computes gelu(a) again: a quarter less memory."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return functional.gelu(a).mul_(b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(dy * b, a), functional.gelu(a).mul_(dy)

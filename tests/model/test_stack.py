@@ -13,7 +13,7 @@ from hyena_blt_savanna.model.attention import Attention, AttentionConfig
 from hyena_blt_savanna.model.blocks import MIXERS, build_mixer
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.model.mlp import MLPConfig
+from hyena_blt_savanna.model.mlp import Activation, GatedMLP, MLPConfig
 from hyena_blt_savanna.model.operators import HyenaConfig
 from hyena_blt_savanna.model.stack import StackConfig
 
@@ -115,6 +115,28 @@ def test_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_memory_is_linear_in_length(name: str) -> None:
+    stack = config(blocks=[name]).build()
+
+    def saved_bytes(length: int) -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.randn(1, length, 16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            kept = stack(x)
+        assert kept.requires_grad
+        return sum(storages.values())
+
+    assert saved_bytes(4096) < 2.1 * saved_bytes(2048)
+    # 28 values a channel, weights included: nothing of the size of a spectrum or of L x L.
+    assert saved_bytes(4096) < 4 * 28 * 16 * 4096
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_bf16(name: str) -> None:
     stack = config(blocks=[name]).build()
     x = torch.randn(2, 200, 16)
@@ -157,6 +179,22 @@ def test_mlp_widths_and_activations() -> None:
     assert late.activations(["hyena_se", "attention"]) == ["gelu"] * 2
     assert MLPConfig(activation="identity").activations(ALL) == ["identity"] * 4
     assert MLPConfig().activations(ALL) == ["gelu"] * 4
+
+
+@pytest.mark.parametrize("activation", ["gelu", "identity"])
+def test_mlp_equals_the_formula(activation: Activation) -> None:
+    mlp = GatedMLP(8, 16, activation, num_blocks=2).double()
+    x = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True)
+    gate = x @ mlp.gate.weight.T
+    # GELU by the normal distribution's own integral: exact, not its tanh approximation.
+    gate = gate * (1 + torch.erf(gate / 2**0.5)) / 2 if activation == "gelu" else gate
+    theirs = (gate * (x @ mlp.up.weight.T)) @ mlp.down.weight.T
+    torch.testing.assert_close(mlp(x), theirs)
+    inputs, weight = [x, *mlp.parameters()], torch.randn_like(x)
+    for ours, expected in zip(
+        torch.autograd.grad(mlp(x), inputs, weight), torch.autograd.grad(theirs, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_biases_and_final_norm_can_be_left_out() -> None:

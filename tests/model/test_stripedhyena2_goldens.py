@@ -107,19 +107,14 @@ class Golden:
 
 def our_name(upstream: str) -> str:
     ending = next(ending for ending in PARAMETER_NAMES if ("." + upstream).endswith("." + ending))
-    before = upstream.removesuffix(ending).removesuffix(".")
-    parts = before.split(".")
     ours = PARAMETER_NAMES[ending]
-    if parts[0] == "sequential":
-        if ours in ("embedding.weight", "norm.scale"):
-            return ours if ours == "embedding.weight" else "stack.norm.scale"
-        is_mixer = len(parts) > 2 and parts[2] == "mixer"
-        return f"stack.blocks.{int(parts[1]) - 2}." + ("mixer." if is_mixer else "") + ours
-    is_operator_alone = ours.startswith("operator.") and before in ("", "short_conv", "filter")
-    if is_operator_alone and "mixer" not in parts:
-        return ours.removeprefix("operator.")
-    # In a block the mixer is upstream's `mixer`, in it the operator is `mixer` again.
-    return ours
+    if not upstream.startswith("sequential."):
+        # A case of an operator alone has no `mixer` in its names; a block's are those of its mixer (see `Prefixed`).
+        return ours.removeprefix("operator.") if "mixer." not in upstream else ours
+    if ours in ("embedding.weight", "norm.scale"):
+        return {"embedding.weight": ours, "norm.scale": "stack.norm.scale"}[ours]
+    _, layer, part, *_ = upstream.split(".")
+    return f"stack.blocks.{int(layer) - 2}." + ("mixer." if part == "mixer" else "") + ours
 
 
 def our_layout(name: str, tensor: Tensor, config: StackConfig) -> Tensor:
