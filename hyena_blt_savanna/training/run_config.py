@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -19,6 +19,8 @@ from .schedule import ScheduleConfig, StageConfig
 from .validation import ValidationConfig
 
 ModelConfig: TypeAlias = Annotated[HyenaBLTConfig | IsotropicConfig, Field(discriminator="kind")]
+
+ConfigType = TypeVar("ConfigType", bound=Config)
 
 OWNED_DEEPSPEED_KEYS = {
     "train_batch_size": "training.stages: batch_windows",
@@ -125,9 +127,7 @@ class RunConfig(Config):
 
     def model_to_build(self) -> ModelConfig:
         """The model's configuration with activation checkpointing as the training asks for it."""
-        if not self.training.activation_checkpointing:
-            return self.model
-        return _set_everywhere(self.model, "activation_checkpointing", True)
+        return with_activation_checkpointing(self.model) if self.training.activation_checkpointing else self.model
 
     def deepspeed_block(self) -> dict[str, Any]:
         """DeepSpeed's block; monitors that name no folder write into the run's."""
@@ -138,13 +138,18 @@ class RunConfig(Config):
         return block
 
 
-def _set_everywhere(config: Any, name: str, value: Any) -> Any:
-    """A copy in which every field of that name, at any depth, has that value."""
+def with_activation_checkpointing(config: ConfigType, value: bool = True) -> ConfigType:
+    """A copy of a configuration in which every stack of blocks, at any depth, keeps only its blocks' inputs.
+
+    Args:
+        config: of a model, or of a part of one.
+        value: False keeps everything.
+    """
     changes: dict[str, Any] = {}
     for key in type(config).model_fields:
         field = getattr(config, key)
-        if key == name:
+        if key == "activation_checkpointing":
             changes[key] = value
         elif isinstance(field, Config):
-            changes[key] = _set_everywhere(field, name, value)
+            changes[key] = with_activation_checkpointing(field, value)
     return config.model_copy(update=changes)

@@ -33,7 +33,7 @@ def launch(*arguments: str, num_ranks: int = 1) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_bit_for_bit(toy_config, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = launch(str(toy_config), f"run={whole}")
     process = launch(str(toy_config), f"run={killed}")
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not (killed / "checkpoints" / "step_00000016").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -224,4 +224,4 @@ def all_cases(folder: Path) -> None:
 def test_resumed_run_equals_undisturbed_run(tmp_path: Path, num_ranks: int) -> None:
     for stage in (0, 1, 2, 3):
         (tmp_path / f"zero{stage}").mkdir()
-    run_ranks(all_cases, num_ranks, tmp_path)
+    run_ranks(all_cases, num_ranks, tmp_path, timeout_seconds=300)
