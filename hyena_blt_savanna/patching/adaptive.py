@@ -28,7 +28,7 @@ class AdaptiveConfig(Config):
     kind: Literal["adaptive"] = "adaptive"
     order: int = Field(8, ge=0, le=12)
     """Bases of the longest context."""
-    strength: float = Field(128.0, gt=0)
+    strength: float = Field(64.0, gt=0)
     """Counts that the distribution of the next shorter context is worth."""
 
 
@@ -56,9 +56,9 @@ class AdaptiveModel:
         """Entropy of each base given the bases before it, float32 [L], nats, for uint8 [L]."""
         return self.stepper().read(bases)
 
-    def stepper(self) -> AdaptiveStepper:
-        """A reader of one stream from its start."""
-        return AdaptiveStepper(self.config)
+    def stepper(self, state: int = START) -> AdaptiveStepper:
+        """A reader of one stream: from its start, or from a place with the `state` (see `marks`) before it."""
+        return AdaptiveStepper(self.config, state)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """None: the settings are all there is."""
@@ -73,10 +73,10 @@ class AdaptiveModel:
 class AdaptiveStepper:
     """Reads one stream, in chunks or base by base, and learns from it."""
 
-    def __init__(self, config: AdaptiveConfig) -> None:
+    def __init__(self, config: AdaptiveConfig, state: int) -> None:
         self._config = config
         self._counts = np.zeros((num_contexts(config.order), 4), dtype=np.uint32)
-        self._state = (START, 0, 0, 0)
+        self._state = (state, 0, 0, 0)
 
     @property
     def next_entropy_nats(self) -> float:

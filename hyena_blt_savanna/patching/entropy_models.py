@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors
@@ -19,6 +19,7 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+from hyena_blt_savanna.patching.marks import START
 from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
 
 FORMAT_VERSION = "1"
@@ -45,21 +46,23 @@ class EntropyStepper(Protocol):
 class StreamEntropies(Protocol):
     """Whatever gives each base of a stream its entropy: all that annotation needs."""
 
-    def stepper(self) -> EntropyStepper:
-        """A reader of one stream from its start."""
+    @property
+    def context_bases(self) -> int:
+        """Bases before a base that its entropy depends on, at most; 0: all since the start of the stream."""
+
+    def stepper(self, state: int = START) -> EntropyStepper:
+        """A reader of one stream: from its start, or from a place with the `state` (see `marks`) before it.
+
+        It knows nothing of the bases before that place: read `context_bases` of them first.
+        """
 
 
-@runtime_checkable
-class EntropyModel(Protocol):
-    """A frozen model of the next base."""
+class EntropyModel(StreamEntropies, Protocol):
+    """A frozen model of the next base, with all that storing it takes."""
 
     @property
     def config(self) -> Config:
         """Its settings; `config.kind` names the model."""
-
-    @property
-    def context_bases(self) -> int:
-        """Bases before a base that its entropy depends on, at most; 0: all since the start of the stream."""
 
     @property
     def digest(self) -> str:
@@ -67,9 +70,6 @@ class EntropyModel(Protocol):
 
     def entropies(self, bases: Bytes) -> NDArray[np.float32]:
         """Entropy of each base given the bases before it, float32 [L], nats; `bases` is read from its start."""
-
-    def stepper(self) -> EntropyStepper:
-        """A reader of one stream from its start, with the same entropies."""
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """What a file of the model holds beside its settings."""

@@ -101,17 +101,17 @@ class EntropyTable:
         """See `NgramModel.entropies`."""
         return self.stepper().read(bases)
 
-    def stepper(self) -> NgramStepper:
+    def stepper(self, state: int = START) -> NgramStepper:
         """See `NgramModel.stepper`."""
-        return NgramStepper(self)
+        return NgramStepper(self, state)
 
 
 class NgramStepper:
     """Reads one stream from its start, in chunks or base by base, with the entropies of the whole stream."""
 
-    def __init__(self, table: EntropyTable) -> None:
+    def __init__(self, table: EntropyTable, state: int) -> None:
         self._table = table
-        self._state = (START, 0, 0)
+        self._state = (state, 0, 0)
 
     @property
     def next_entropy_nats(self) -> float:
@@ -183,9 +183,9 @@ class NgramModel:
         """
         return self.table.entropies(bases)
 
-    def stepper(self) -> NgramStepper:
-        """A reader of one stream from its start."""
-        return self.table.stepper()
+    def stepper(self, state: int = START) -> NgramStepper:
+        """A reader of one stream: from its start, or from a place with the `state` (see `marks`) before it."""
+        return self.table.stepper(state)
 
     def log_probabilities(self, bases: Bytes) -> NDArray[np.float32]:
         """How likely each base was, given the bases before it.

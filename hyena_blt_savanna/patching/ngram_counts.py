@@ -14,8 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_TAG, NEXT_STATE, PLACE, START, state_after
+from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
+from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_TAG, NEXT_STATE, PLACE, START, place_after
+
+_SCAN_BYTES = 1 << 20
 
 
 def num_contexts(order: int) -> int:
@@ -52,7 +54,7 @@ def count_windows_touching(
     if start >= stop:
         return np.zeros((4**order, 4), dtype=np.uint32)
     begin = max(0, start - order)
-    return count_windows(stream[begin : stop + order], order, both_strands, _state_at(stream, begin))
+    return count_windows(stream[begin : stop + order], order, both_strands, _place_at(stream, begin))
 
 
 def counts_by_order(counts: NDArray[np.uint32]) -> list[NDArray[Any]]:
@@ -73,21 +75,23 @@ def counts_by_order(counts: NDArray[np.uint32]) -> list[NDArray[Any]]:
 def windows(stream: Bytes, start: int, stop: int, order: int, every: int = 1) -> NDArray[np.int64]:
     """Numbers of the windows that lie inside [start, stop), forward strand, one in `every`: int64 [N]."""
     numbers = np.empty(max(0, stop - start) // every + 1, dtype=np.int64)
-    stretch, state = stream[start:stop], _state_at(stream, start)
+    stretch, state = stream[start:stop], _place_at(stream, start)
     return numbers[: _windows(stretch, order, every, state, NEXT_STATE, BYTE_CLASS, numbers)]
 
 
-def _state_at(stream: Bytes, position: int) -> int:
-    """State before `stream[position]`, from its own document alone: a tag is found however far back it opened."""
-    step = 1 << 16
+def _place_at(stream: Bytes, position: int) -> int:
+    """The place of `stream[position]`: a tag is found however far back in its document it opened."""
     begin = position
     while begin > 0:
-        previous = max(0, begin - step)
-        ends = np.flatnonzero(stream[previous:begin] == 0)
-        if len(ends):
-            return state_after(stream[previous + int(ends[-1]) : position])
+        previous = max(0, begin - _SCAN_BYTES)
+        ends = np.flatnonzero(stream[previous:begin] == END_OF_DOCUMENT)
         begin = previous
-    return state_after(stream[:position])
+        if len(ends):
+            begin += int(ends[-1]) + 1
+            break
+    return place_after(
+        stream[start : min(start + _SCAN_BYTES, position)] for start in range(begin, position, _SCAN_BYTES)
+    )
 
 
 @njit(cache=True, nogil=True)

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyena_blt_savanna.nucleotides import reverse_complement_document
-from hyena_blt_savanna.patching.marks import FORCED, START, forced_starts, state_after
+from hyena_blt_savanna.patching.marks import (
+    FORCED,
+    PLACE,
+    START,
+    forced_starts,
+    place_after,
+    state_after,
+    states_before,
+)
 
 streams = st.lists(st.sampled_from(list(b"ACGTacgtNnRy|@#DB;_\0")), max_size=60).map(lambda x: np.array(x, np.uint8))
 
@@ -74,3 +82,15 @@ def test_the_tag_of_the_reverse_strand_is_closed_at_the_same_place() -> None:
     assert np.flatnonzero(forced_starts(document)).tolist() == [0, 6, 10]
     assert np.flatnonzero(forced_starts(reverse)).tolist() == [0, 6, 8]
     assert state_after(reverse, START) & FORCED
+
+
+@given(streams, st.data())
+def test_the_place_in_a_document_is_found_by_counting(bases: np.ndarray, data: st.DataObject) -> None:
+    document = bases[bases != 0]
+    cut = data.draw(st.integers(0, len(document)))
+    assert place_after([document[:cut], document[cut:]]) == state_after(document) & PLACE
+
+
+@given(streams)
+def test_states_are_those_after_each_prefix(bases: np.ndarray) -> None:
+    assert states_before(bases).tolist() == [state_after(bases[:i]) for i in range(len(bases))]

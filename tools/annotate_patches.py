@@ -1,0 +1,39 @@
+"""python tools/annotate_patches.py configs/patching/budget.yaml data=FOLDER [key=value ...]
+
+Fits the entropy model, calibrates the rule and stores patch boundaries beside a dataset; prints a summary as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.ngram_smoothing import NgramError
+from hyena_blt_savanna.patching.rules import PatchRuleError
+
+
+def main(arguments: list[str]) -> int:
+    """Loads the configuration and annotates the data."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        manifests = annotate_dataset(AnnotationConfig.load(arguments))
+    except (ConfigError, DataError, NgramError, PatchRuleError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    summary = {split: manifest.to_dict() for split, manifest in manifests.items()}
+    for manifest in summary.values():
+        for strand in manifest["statistics"].values():
+            del strand["histogram"]
+    print(json.dumps(summary, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
