@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--region", help="RECORD:FROM-TO, counted from 1, both ends included; a record of its own")
     parser.add_argument("--window-bases", type=int, help="default: the longest window of the training")
     parser.add_argument("--overlap-bases", type=int, help="least context of a scored base; default: half a window")
-    parser.add_argument("--batch-windows", type=int, default=8, help="windows of one pass")
+    parser.add_argument("--batch-windows", type=int, default=4, help="windows of one pass")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     given = parser.parse_args()

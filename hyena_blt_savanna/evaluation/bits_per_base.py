@@ -138,7 +138,7 @@ def evaluate_bits_per_base(
     documents: Iterable[Bytes],
     window_bases: int | None = None,
     overlap_bases: int | None = None,
-    batch_windows: int = 8,
+    batch_windows: int = 4,
 ) -> BitsPerBase:
     """Scores documents in overlapping windows (see `windows`), each base of A, C, G, T once.
 

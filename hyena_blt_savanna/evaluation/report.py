@@ -49,7 +49,7 @@ class ReportConfig(Config):
     """Of the evaluation; null takes the longest window of the training."""
     overlap_bases: PositiveInt | None = None
     """Least context of a scored base; null takes half of a window."""
-    batch_windows: PositiveInt = 8
+    batch_windows: PositiveInt = 4
     """Windows of one pass."""
     ngram_order: int = Field(12, ge=0, le=13)
     """Of the baseline, which is fitted on the training data."""

@@ -47,7 +47,7 @@ def draw_loss(path: Path, training: Sequence[Mapping[str, Any]], validation: Seq
             axes.plot(*_curve(validation), color=_ORANGE, marker="o", markersize=3.5, label="validation")
         axes.axhline(_UNIFORM_BITS, color=_GREY, linewidth=0.8, linestyle=":", label="four equal bases")
         # The first steps are far above what matters.
-        settled = bits[len(bits) // 20 :]
+        settled = bits[len(bits) // 10 :]
         axes.set_ylim(top=max(_UNIFORM_BITS, float(np.nanmax(settled))) + 0.02)
         axes.set(xlabel="step", ylabel="bits per base", title="Loss")
         axes.legend()
@@ -104,10 +104,14 @@ def draw_entropy(
             panel.set_xlim(start - 0.5, start + len(bits) - 0.5)
         if entropies is not None:
             panels[0].step(positions, entropies / np.log(2), where="mid", color=_ORANGE, linewidth=1.0)
-            panels[0].set(ylabel="entropy (bits)", title="Entropy model; lines: patches start")
+            panels[0].set(
+                ylabel="entropy (bits)", title="Entropy of each base, by the entropy model (lines: patches start)"
+            )
         panels[-1].step(positions, bits, where="mid", color=_BLUE, linewidth=1.0)
         panels[-1].set_ylim(bottom=0)
-        panels[-1].set(ylabel="surprise (bits)", title="Model", xlabel="position (base, from 0)")
+        panels[-1].set(
+            ylabel="cost (bits)", title="What each base cost the trained model", xlabel="position (base, from 0)"
+        )
 
     _save(path, (9.6, 2.4 if entropies is None else 4.4), draw)
 
