@@ -229,7 +229,8 @@ class TrainingEngine:
     def _clip_gradients(self) -> float:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.gradient_clipping:
+        # Most steps need no clipping, and then the gradients need not be read and written once more.
+        if self.gradient_clipping and float(norm) > self.gradient_clipping:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.gradient_clipping, norm)
         return float(norm)
 

@@ -137,7 +137,7 @@ class TrainingLoop:
         if progress.step % self.plan.log_every_steps == 0 or is_last:
             self._log(progress, stage, lr, grad_norm)
         if self.validate is not None and (progress.step % self.plan.validate_every_steps == 0 or is_last):
-            self._validate(progress, stage, self.validate())
+            self._validate(progress, stage, self.validate)
         if progress.step % self.plan.checkpoint_every_steps == 0 or is_last:
             self._save(progress)
 
@@ -172,7 +172,9 @@ class TrainingLoop:
         )
         progress.interval, progress.interval_steps, progress.interval_seconds = Totals(), 0, 0.0
 
-    def _validate(self, progress: Progress, stage: int, totals: Totals) -> None:
+    def _validate(self, progress: Progress, stage: int, validate: Callable[[], Totals]) -> None:
+        began = time.perf_counter()
+        totals = validate()
         self.reporter.validation(
             {
                 "step": progress.step,
@@ -181,6 +183,7 @@ class TrainingLoop:
                 "bits_per_base": totals.nats_per_base / NATS_PER_BIT,
                 "num_bases": totals.weight,
                 "mean_patch_bases": totals.bases / totals.patches if totals.patches else None,
+                "validation_seconds": time.perf_counter() - began,
             }
         )
 

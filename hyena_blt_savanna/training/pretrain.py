@@ -6,7 +6,6 @@ launch/train.sh configs/training/quickstart.yaml run=runs/mine
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,15 +49,14 @@ def main(arguments: Sequence[str]) -> int:
     log_to_terminal(ranks.is_first)
     try:
         pretrain(RunConfig.load(arguments), ranks)
-    except (ValueError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         # What is wrong with the input is wrong on every rank: the first one says it, unless it has not met it.
         if not ranks.is_first:
             time.sleep(_OTHERS_WAIT_SECONDS)
         logger.error("%s", error)
-        logger.debug("raised here", exc_info=True)
+        # Not a logger of this package: the traceback goes to the log file, not to the terminal.
+        logging.getLogger("traceback").info("raised here", exc_info=True)
         return 2
-    finally:
-        sys.stderr.flush()
     return 0
 
 

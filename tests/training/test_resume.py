@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import math
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,11 +44,15 @@ class ToyRun:
         ranks: of this group.
         zero_stage: of DeepSpeed.
         kill_at: the batches of this step, counted over all stages, are never given.
+        random_weights: whether each rank's generators decide what is learned, as with dropout.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, zero_stage: int, kill_at: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, zero_stage: int, kill_at: int | None = None, random_weights: bool = True
+    ) -> None:
         self.ranks = ranks
         self.kill_at = kill_at
+        self.random_weights = random_weights
         torch.manual_seed(3)
         self.engine = TrainingEngine(
             ToyModel(),
@@ -71,8 +77,7 @@ class ToyRun:
             if self.kill_at == step + sum(earlier.steps for earlier in STAGES[:stage]):
                 raise KilledError
             batch = toy_windows(settings.batch_windows, settings.window_bases, seed=100 * stage + step)
-            # A draw of the random generators that decides what is learned, as dropout would.
-            draw = torch.rand(()) + np.random.random()
+            draw = torch.rand(()) + np.random.random() if self.random_weights else 1.0
             mine = split_windows(batch, self.ranks.num_ranks)[self.ranks.rank]
             mine = ToyBatch(mine.bases, mine.patch_lengths, mine.loss_weights * draw)
             yield from split_windows(mine, settings.num_micro_batches(self.ranks.num_ranks))
@@ -191,21 +196,22 @@ def check_other_runs_are_refused(ranks: Ranks, folder: Path) -> None:
 
 
 def check_failed_save_leaves_the_earlier_ones(ranks: Ranks, folder: Path) -> None:
+    """No file may grow beyond 8,192 bytes: DeepSpeed's own writing fails half-way, as on a full disk."""
     run = ToyRun(folder / "whole", ranks, 0)
     before = sorted(path.name for path in run.checkpoints.folder.iterdir())
-
-    def full(path: Path, weights: dict[str, torch.Tensor]) -> None:
-        path.mkdir()
-        (path / "begun").write_bytes(b"")
-        raise OSError(28, "No space left on device")
-
-    failing = Checkpoints(run.checkpoints.folder, run.checkpoints.config, RUN_CONFIG, ranks, full)
-    with pytest.raises(CheckpointError, match=r"step_00000100: .*No space left.*bytes are free.*earlier checkpoints"):
-        failing.save(run.engine, Progress(step=100))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"step_00000100: .*could not be written.*earlier checkpoints are whole"
+        ):
+            run.checkpoints.save(run.engine, Progress(step=100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in run.checkpoints.folder.iterdir()) == before
 
 
-def all_cases(folder: Path) -> None:
+def all_cases(folder: Path, between: Path, then: Sequence[Callable[[Path], None]]) -> None:
     ranks = join_ranks()
     warnings: list[str] = []
     handler = logging.Handler()
@@ -217,11 +223,29 @@ def all_cases(folder: Path) -> None:
     if ranks.num_ranks == 1:
         check_failed_save_leaves_the_earlier_ones(ranks, folder / "zero0")
     check_broken_checkpoints_are_skipped(ranks, folder / "zero0", warnings)
+    if ranks.num_ranks == 2:
+        ToyRun(between / "two", ranks, 0, random_weights=False).run()
+        with pytest.raises(KilledError):
+            ToyRun(between / "moved", ranks, 0, kill_at=7, random_weights=False).run()
+    for case in then:
+        case(between)
+
+
+def goes_on_alone(folder: Path) -> None:
+    """One rank goes on where two were killed, and learns from the same samples."""
+    ranks = join_ranks()
+    run = ToyRun(folder / "moved", ranks, 0, random_weights=False)
+    assert run.run().step == 9
+    for found, wanted in zip(lines_of(run.metrics), lines_of(folder / "two" / "metrics.jsonl"), strict=True):
+        assert [found[key] for key in ("step", "kind")] == [wanted[key] for key in ("step", "kind")]
+        for key in {"loss", "grad_norm", "lr", "mean_patch_bases", "num_bases"} & wanted.keys():
+            assert math.isclose(found[key], wanted[key], rel_tol=1e-3), (found["step"], key)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_resumed_run_equals_undisturbed_run(tmp_path: Path, num_ranks: int) -> None:
-    for stage in (0, 1, 2, 3):
-        (tmp_path / f"zero{stage}").mkdir()
-    run_ranks(all_cases, num_ranks, tmp_path, timeout_seconds=300)
+def test_resumed_run_equals_undisturbed_run(tmp_path: Path) -> None:
+    for num_ranks, then in ((2, ()), (1, (goes_on_alone,))):
+        folder = tmp_path / f"ranks{num_ranks}"
+        for stage in (0, 1, 2, 3):
+            (folder / f"zero{stage}").mkdir(parents=True)
+        run_ranks(all_cases, num_ranks, folder, tmp_path, then, timeout_seconds=300)

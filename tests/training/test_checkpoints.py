@@ -1,0 +1,149 @@
+"""Checkpoints as files: which are kept, which are whole, what differs. The engine is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hyena_blt_savanna.training.checkpoints import (
+    CheckpointConfig,
+    CheckpointError,
+    Checkpoints,
+    Progress,
+    differing_keys,
+)
+from hyena_blt_savanna.training.engine import Totals
+from hyena_blt_savanna.training.ranks import Ranks
+
+RANKS = Ranks(0, 1, torch.device("cpu"))
+
+
+class FakeEngine:
+    """Writes one file where DeepSpeed writes its own."""
+
+    zero_stage = 0
+
+    def __init__(self) -> None:
+        self.deepspeed = SimpleNamespace(save_checkpoint=self._save, load_checkpoint=self._load)
+        self.loaded: list[tuple] = []
+
+    def _save(self, folder: str, tag: str, save_latest: bool) -> None:
+        assert not save_latest
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "states.pt").write_bytes(b"weights")
+
+    def _load(self, folder: str, tag: str) -> None:
+        self.loaded.append((folder, tag))
+
+    def consolidated_weights(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.ones(2)}
+
+
+def make(folder: Path, **kept: int) -> Checkpoints:
+    return Checkpoints(folder, CheckpointConfig(**kept), {"model": {"kind": "toy"}}, RANKS)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kept", "left"),
+    [
+        ({"keep_last": 2}, [50, 60]),
+        ({"keep_last": 1, "keep_every": 20}, [20, 40, 60]),
+        ({"keep_last": 3, "keep_every": 30}, [30, 40, 50, 60]),
+    ],
+)
+def test_which_checkpoints_are_kept(tmp_path, kept, left):
+    checkpoints = make(tmp_path, **kept)
+    for step in (10, 20, 30, 40, 50, 60):
+        checkpoints.save(FakeEngine(), Progress(step=step))
+    assert names(tmp_path) == [f"step_{step:08d}" for step in left]
+
+
+def test_a_checkpoint_holds_progress_and_random_states(tmp_path):
+    checkpoints = make(tmp_path)
+    progress = Progress(7, 1.5, 1e6, Totals(0.1, 3.0, 5.0, 2.0, 1.0), 3, 0.25)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    path = checkpoints.save(FakeEngine(), progress)
+    drawn = torch.rand(3), np.random.random(3)
+    engine = FakeEngine()
+    assert checkpoints.find_newest() == path
+    assert checkpoints.load(engine, path) == progress
+    assert engine.loaded == [(str(path), "deepspeed")]
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert np.array_equal(np.random.random(3), drawn[1])
+    assert json.loads((path / "state.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    checkpoints = make(tmp_path)
+    checkpoints.save(FakeEngine(), Progress(step=7))
+    path = checkpoints.save(FakeEngine(), Progress(step=7, seconds=9.0))
+    assert names(tmp_path) == [path.name]
+    assert checkpoints.load(FakeEngine(), path).seconds == 9.0
+
+
+def test_consolidated_weights_are_written_beside(tmp_path):
+    seen = []
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointConfig(), {}, RANKS, lambda folder, weights: seen.append((folder.name, weights.keys()))
+    )
+    checkpoints.save(FakeEngine(), Progress(step=1))
+    assert seen == [("native", {"weight"})]
+
+
+def test_a_rank_more_than_there_were_starts_its_random_states(tmp_path, caplog):
+    path = make(tmp_path).save(FakeEngine(), Progress(step=1))
+    second = Checkpoints(tmp_path, CheckpointConfig(), {"model": {"kind": "toy"}}, Ranks(1, 2, torch.device("cpu")))
+    assert second.load(FakeEngine(), path).step == 1
+    assert "rank_00001.pt: a rank more than there were" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: (path / "manifest.json").unlink(), "it was not finished"),
+        (lambda path: (path / "manifest.json").write_text("{"), "is broken"),
+        (lambda path: (path / "state.json").unlink(), r"lacks state\.json"),
+        (lambda path: (path / "state.json").write_text("{}"), r"state\.json has 2 bytes instead of"),
+        (lambda path: (path / "deepspeed" / "states.pt").write_bytes(b"weightS"), r"states\.pt has changed"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, caplog, damage, says):
+    checkpoints = make(tmp_path)
+    older = checkpoints.save(FakeEngine(), Progress(step=1))
+    newer = checkpoints.save(FakeEngine(), Progress(step=2))
+    damage(newer)
+    assert checkpoints.find_newest() == older
+    [record] = caplog.records
+    assert "step_00000002" in record.getMessage()
+    assert re.search(says, record.getMessage())
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    assert make(tmp_path / "nothing").find_newest() is None
+
+
+def test_another_model_is_refused_with_the_keys(tmp_path):
+    path = make(tmp_path).save(FakeEngine(), Progress(step=1))
+    other = Checkpoints(tmp_path, CheckpointConfig(), {"model": {"kind": "toy", "width": 3}}, RANKS)
+    with pytest.raises(
+        CheckpointError, match=r"of another model:\n  model\.width: None in the checkpoint, 3 in the run"
+    ):
+        other.load(FakeEngine(), path)
+
+
+def test_differing_keys():
+    saved = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 0}
+    given = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": 1}
+    assert [line.partition(":")[0] for line in differing_keys(saved, given, "m")] == ["m.b.c", "m.gone", "m.new"]
+    assert differing_keys(saved, saved, "m") == []
