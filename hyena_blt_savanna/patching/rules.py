@@ -30,9 +30,10 @@ from pydantic import Field, model_validator
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.marks import BYTE_CLASS, FORCED, NEXT_STATE, PLACE, START
+from hyena_blt_savanna.patching.marks import BYTE_CLASS, FORCED, IN_SEQUENCE, NEXT_STATE, PLACE, START
 
 _STATIC, _ENTROPY, _BUDGET = 0, 1, 2
+_PIECE_BASES = 1 << 18
 
 
 class PatchRuleError(ValueError):
@@ -210,7 +211,10 @@ def _cut(
             length, total = 0, 0.0
         length += 1
         total += entropy
-        mark = next_state[mark & PLACE, byte_class[bases[i]]]
+        code = byte_class[bases[i]]
+        # A base in the sequence changes nothing; not to look that up is faster.
+        if mark != IN_SEQUENCE or code > 3:
+            mark = next_state[mark & PLACE, code]
     return num_patches, (mark, length, total)
 
 
@@ -249,11 +253,16 @@ class PatchCutter:
             PatchRuleError: the entropies are missing, not finite, or not as many as the bases.
         """
         entropies = self._checked(bases, entropies)
-        lengths = np.empty(len(bases), dtype=np.int32)
-        num_patches, self._state = _cut(
-            bases, entropies, *self._parameters, self._state, NEXT_STATE, BYTE_CLASS, lengths
-        )
-        return lengths[:num_patches].copy()
+        # Pieces that stay in the cache, with one buffer for all, are faster than one pass over a long stream.
+        buffer = np.empty(min(len(bases), _PIECE_BASES), dtype=np.int32)
+        found = [buffer[:0]]
+        for start in range(0, len(bases), _PIECE_BASES):
+            piece = slice(start, start + _PIECE_BASES)
+            num_patches, self._state = _cut(
+                bases[piece], entropies[piece], *self._parameters, self._state, NEXT_STATE, BYTE_CLASS, buffer
+            )
+            found.append(buffer[:num_patches].copy())
+        return np.concatenate(found)
 
     def finish(self) -> NDArray[np.int32]:
         """Ends the stream: the length of its last patch, int32 [1], or [0] for a stream without bases."""

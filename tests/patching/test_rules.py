@@ -138,6 +138,17 @@ def test_chunks_and_single_bases_give_the_same_patches(
     assert starts == starts_of(whole)
 
 
+@pytest.mark.parametrize(
+    "rule", [StaticRule(patch_bases=5), EntropyRule(threshold_nats=1.2), BudgetRule(budget_nats=7)]
+)
+def test_pieces_of_a_long_stream_are_cut_as_one(rule: PatchRuleConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    bases = generator.choice(np.array(ALPHABET, dtype=np.uint8), 1000)
+    entropies = generator.uniform(0.5, 1.38, len(bases)).astype(np.float32)
+    monkeypatch.setattr("hyena_blt_savanna.patching.rules._PIECE_BASES", 7)
+    assert starts_of(cut(bases, entropies, rule)) == reference_starts(bases, entropies, rule)
+
+
 def test_the_budget_counts_the_base_that_would_exceed_it() -> None:
     bases = np.frombuffer(b"ACGTACGT", np.uint8)
     entropies = np.array([1, 1, 1, 1, 0.5, 0.5, 1, 1], dtype=np.float32)
