@@ -20,7 +20,8 @@ from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 
 def main() -> int:
     """Reads the command line, evaluates, prints."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hyena_blt_savanna").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="FASTA file, plain or gzipped")

@@ -18,7 +18,8 @@ from hyena_blt_savanna.evaluation.report import ReportConfig, write_report
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and writes the report."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hyena_blt_savanna").setLevel(logging.INFO)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2

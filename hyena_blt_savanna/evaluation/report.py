@@ -91,10 +91,9 @@ class Metrics:
 
     @property
     def other_seconds(self) -> float:
-        """Spent in validation and checkpoints."""
-        return sum(line["validation_seconds"] for line in self.validation) + sum(
-            line["save_seconds"] for line in self.saves
-        )
+        """Spent in validation and checkpoints, as far as their lines tell."""
+        validation = sum(line.get("validation_seconds", 0.0) for line in self.validation)
+        return float(validation + sum(line.get("save_seconds", 0.0) for line in self.saves))
 
 
 def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ LINES = [
     interval(10, 1.99, 100.0, 1.0, 10.0),
     {"kind": "validation", "step": 10, "bits_per_base": 1.98, "validation_seconds": 2.0},
     interval(15, None, 400.0, 2.0, 20.0),
-    {"kind": "validation", "step": 15, "bits_per_base": 1.95, "validation_seconds": 3.0},
+    {"kind": "validation", "step": 15, "bits_per_base": 1.95},
     {"kind": "checkpoint", "step": 15, "name": "step_00000015", "save_seconds": 5.0},
 ]
 
@@ -77,7 +77,8 @@ def test_report_of_a_run(run: Path, model_of, name: str) -> None:
     # 10 steps of 1 s at 100, 5 steps of 2 s at 400.
     assert figures["training_bases_per_second"] == pytest.approx(250.0)
     assert figures["training_seconds"] == 20.0
-    assert 30.0 < figures["total_seconds"] < 100.0
+    # Training, one validation, one checkpoint, and the report itself.
+    assert 27.0 < figures["total_seconds"] < 100.0
     assert figures["num_parameters"] == model.num_parameters
     pictures = {path.name for path in (run / "report").glob("*.png")}
     if name == "isotropic":
