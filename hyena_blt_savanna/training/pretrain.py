@@ -82,7 +82,7 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
     folder = RunFolder(config.run)
     with ExitStack() as stack:
         lock = RunLock(folder.path)
-        on_first_rank(ranks, lambda: _open(folder, lock, config))
+        on_first_rank(ranks, lambda: _open(folder, lock))
         stack.callback(lock.release)
         log_to_file(folder.logs, ranks.rank)
         data = RunData(config, ranks)
@@ -96,6 +96,8 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
         if progress.step >= plan.num_steps:
             logger.info("%s is finished: all %d steps are done", folder.path, plan.num_steps)
             return progress
+        # Not before: a run that is refused must leave the folder's configuration as it is.
+        on_first_rank(ranks, lambda: config.save(folder.config))
         reporter = Reporter(folder.metrics, ranks.is_first, plan.num_steps, engine.deepspeed.monitor)
         stack.callback(reporter.close)
         facts = describe(engine, config)
@@ -257,10 +259,9 @@ def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
         raise error
 
 
-def _open(folder: RunFolder, lock: RunLock, config: RunConfig) -> None:
+def _open(folder: RunFolder, lock: RunLock) -> None:
     lock.acquire()
     folder.make()
-    config.save(folder.config)
 
 
 def _say_hello(

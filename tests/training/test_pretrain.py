@@ -15,6 +15,7 @@ import pytest
 
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training import pretrain
+from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_folder import RunLock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,8 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     assert other[0] == 2
     assert "is a checkpoint of another model" in other[1]
     assert "model.local_width: 16 in the checkpoint, 32 in the run" in other[1]
+    # The refused run has left the folder as it was.
+    assert RunConfig.load([tmp_path / "run" / "config.yaml"]).model.local_width == 16
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert kinds == ["start", "training", "training", "validation", "checkpoint"]
     assert list((tmp_path / "run" / "logs").rglob("*validation_bits_per_base.csv"))
