@@ -9,11 +9,12 @@ set -euo pipefail
 
 genome=${1:-ecoli_k12}
 run=${2:-runs/quickstart}
+if [[ -f $genome ]]; then genome=$(realpath "$genome"); fi
 cd "$(dirname "$0")/.."
 source launch/env.sh
 
-started=$SECONDS
-step() { printf '\n[%4d s] %s\n' "$((SECONDS - started))" "$1"; }
+started=$(date +%s)
+step() { printf '\n[%4d s] %s\n' "$(($(date +%s) - started))" "$1"; }
 
 mkdir -p "$run"
 if [[ -f $run/genome.txt && $(<"$run/genome.txt") != "$genome" ]]; then
@@ -27,24 +28,25 @@ if [[ -f $genome ]]; then
     fasta=$genome
 else
     step "Fetching $genome"
-    python tools/fetch_genomes.py "$genome" --to genomes
+    "$PYTHON" tools/fetch_genomes.py "$genome" --to genomes
     fasta=genomes/$genome.fa
 fi
 
 step "Preparing $fasta"
-python tools/prepare_genomes.py configs/data/quickstart.yaml "inputs=[$fasta]" "output=$run/data"
+"$PYTHON" tools/prepare_genomes.py configs/data/quickstart.yaml "inputs=[$fasta]" "output=$run/data" >/dev/null
 
 step "Fitting the entropy model, calibrating and storing patch boundaries"
-python tools/annotate_patches.py configs/patching/quickstart.yaml "data=$run/data"
+"$PYTHON" tools/annotate_patches.py configs/patching/budget.yaml "data=$run/data" >/dev/null
 
 step "Training"
 launch/train.sh configs/model/quickstart.yaml configs/training/quickstart.yaml "run=$run" "data.folder=$run/data"
 
 step "Evaluating on the held-out test stretch"
-python tools/report.py "$run"
+"$PYTHON" tools/report.py "$run" "started_unix_seconds=$started"
 
-step "Generating 400 bases"
-python tools/generate.py "$run" --num-bases 400 --seed 1 | tee "$run/report/generated.fa"
+if [[ ! $run/report/generated.fa -nt $run/report/report.json ]]; then
+    step "Generating 400 bases"
+    "$PYTHON" tools/generate.py "$run" --num-bases 400 --seed 1 | tee "$run/report/generated.fa"
+fi
 
-step "Done: $run/report/report.json"
-cat "$run/report/report.json"
+step "Done: $run/report/"

@@ -11,8 +11,6 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel

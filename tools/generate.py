@@ -11,8 +11,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hyena_blt_savanna.evaluation.generation import generate
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 

@@ -11,8 +11,6 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hyena_blt_savanna.evaluation.report import ReportConfig, write_report
 
 

@@ -4,9 +4,6 @@ python tools/train.py configs/training/quickstart.yaml run=runs/mine training.op
 """
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hyena_blt_savanna.training.pretrain import main
 

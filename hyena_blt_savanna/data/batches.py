@@ -13,14 +13,13 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.indexed import IndexedReader, data_path
+from hyena_blt_savanna.data.manifest import Strand
+from hyena_blt_savanna.data.order import keyed_integer, keyed_permutation, order_key
+from hyena_blt_savanna.data.weights import fold_and_weigh, weight_table
+from hyena_blt_savanna.data.windows import Window, WindowReader
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER
-
-from .errors import DataError
-from .indexed import IndexedReader, data_path
-from .manifest import Strand
-from .order import keyed_integer, keyed_permutation, order_key
-from .weights import fold_and_weigh, weight_table
-from .windows import Window, WindowReader
 
 _POLL_SECONDS = 0.1
 

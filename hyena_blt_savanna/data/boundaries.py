@@ -21,9 +21,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .indexed import IndexedReader, IndexedWriter, data_path
-from .manifest import (
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path
+from hyena_blt_savanna.data.manifest import (
     AnnotationManifest,
     EntropyModelDescription,
     Strand,

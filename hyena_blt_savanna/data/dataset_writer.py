@@ -10,11 +10,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.data.indexed import IndexedWriter
+from hyena_blt_savanna.data.manifest import (
+    Composition,
+    DatasetManifest,
+    InputFile,
+    SplitDescription,
+    current_versions,
+    manifest_path,
+)
+from hyena_blt_savanna.data.manifest import write_manifest as write_manifest_file
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, JOIN_MARKS, Bytes
-
-from .indexed import IndexedWriter
-from .manifest import Composition, DatasetManifest, InputFile, SplitDescription, current_versions, manifest_path
-from .manifest import write_manifest as write_manifest_file
 
 _END = np.array([END_OF_DOCUMENT], dtype=np.uint8)
 

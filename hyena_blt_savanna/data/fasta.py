@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.nucleotides import BASES, IUPAC, Bytes
-
-from .errors import DataError
 
 _CHUNK_BYTES = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"

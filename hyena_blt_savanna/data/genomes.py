@@ -17,10 +17,9 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from hyena_blt_savanna.config import Config, merge
-
-from .errors import DataError
-from .fasta import read_chunks, read_fasta
-from .whole_files import WholeFile
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.fasta import read_chunks, read_fasta
+from hyena_blt_savanna.data.whole_files import WholeFile
 
 logger = logging.getLogger(__name__)
 

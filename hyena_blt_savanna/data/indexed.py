@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .errors import DataError
-from .whole_files import WholeFile, as_bytes
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.whole_files import WholeFile, as_bytes
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _FORMAT_VERSION = 1

@@ -11,9 +11,8 @@ from pydantic import Field
 
 import hyena_blt_savanna
 from hyena_blt_savanna.config import Config, ConfigError
-
-from .errors import DataError
-from .whole_files import write_whole
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.whole_files import write_whole
 
 FORMAT_VERSION = 1
 Strand = Literal["forward", "reverse"]

@@ -10,13 +10,12 @@ from pathlib import Path
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
-
-from .dataset_writer import DatasetWriter
-from .errors import DataError
-from .fasta import FastaError, read_fasta
-from .indexed import LONGEST_DOCUMENT, data_path, index_path
-from .manifest import DatasetManifest, InputFile, SplitDescription, manifest_path, read_manifest
-from .splits import SPLIT_NAMES, SplitConfig, SplitName, split_record
+from hyena_blt_savanna.data.dataset_writer import DatasetWriter
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.fasta import FastaError, read_fasta
+from hyena_blt_savanna.data.indexed import LONGEST_DOCUMENT, data_path, index_path
+from hyena_blt_savanna.data.manifest import DatasetManifest, InputFile, SplitDescription, manifest_path, read_manifest
+from hyena_blt_savanna.data.splits import SPLIT_NAMES, SplitConfig, SplitName, split_record
 
 logger = logging.getLogger(__name__)
 

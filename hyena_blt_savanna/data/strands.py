@@ -10,10 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.nucleotides import COMPLEMENT, END_OF_DOCUMENT, Bytes, tag_length
-
-from .indexed import IndexedReader
-from .manifest import Strand
 
 
 class StrandReader:

@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.data.boundaries import BoundaryReader, boundary_prefix
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.indexed import IndexedReader, data_path
+from hyena_blt_savanna.data.manifest import Strand
+from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import Bytes
-
-from .boundaries import BoundaryReader, boundary_prefix
-from .errors import DataError
-from .indexed import IndexedReader, data_path
-from .manifest import Strand
-from .strands import StrandReader
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.fasta import read_fasta, read_region
 from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, score_windows
+from hyena_blt_savanna.evaluation.sequences import scored_bases, without_end
+from hyena_blt_savanna.evaluation.windows import ScoredWindow, check_window, overlapping_windows
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.nucleotides import IS_REPEAT_MASKED, Bytes
 from hyena_blt_savanna.patching.ngram import NgramModel
 
-from .scoring import patch_lengths_of, score_windows
-from .sequences import scored_bases, without_end
-from .windows import ScoredWindow, check_window, overlapping_windows
-
 if TYPE_CHECKING:
-    from .pretrained import HyenaBLTModel
+    from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 
 WINDOW_BASES = 8192
 """Window of a model that does not know what it was trained on."""

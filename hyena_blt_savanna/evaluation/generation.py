@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hyena_blt_savanna.evaluation.sampling import Sampler
+from hyena_blt_savanna.evaluation.scoring import patcher_of
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, UPPER, Bytes
 from hyena_blt_savanna.patching.patcher import as_bases
 
-from .sampling import Sampler
-from .scoring import patcher_of
-
 if TYPE_CHECKING:
-    from .pretrained import HyenaBLTModel
+    from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 
 
 class GenerationError(ValueError):

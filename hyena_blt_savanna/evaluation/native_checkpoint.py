@@ -25,10 +25,9 @@ from torch import Tensor, nn
 import hyena_blt_savanna
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.evaluation.sealed_folder import MANIFEST, SealError, read_seal, seal, verify, written_whole
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError
 from hyena_blt_savanna.patching.patcher import Patcher
-
-from .sealed_folder import MANIFEST, SealError, read_seal, seal, verify, written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.evaluation.generation import GenerationError, generate
+from hyena_blt_savanna.evaluation.native_checkpoint import PretrainedError, read_native, save_pretrained
+from hyena_blt_savanna.evaluation.scoring import LONGEST_PASS_BASES, Embedding, Score, embed, score
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.patcher import Patcher
-
-from .generation import GenerationError, generate
-from .native_checkpoint import PretrainedError, read_native, save_pretrained
-from .scoring import LONGEST_PASS_BASES, Embedding, Score, embed, score
 
 __all__ = ["HyenaBLTModel", "PretrainedError", "save_pretrained"]
 

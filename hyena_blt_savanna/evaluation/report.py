@@ -25,15 +25,14 @@ from hyena_blt_savanna.config import Config, merge
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.evaluation.bits_per_base import dataset_documents, evaluate_bits_per_base, ngram_bits_per_base
+from hyena_blt_savanna.evaluation.native_checkpoint import find_native
+from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.evaluation.report_pictures import draw_entropy, draw_loss, draw_patch_lengths
+from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, score
+from hyena_blt_savanna.evaluation.sealed_folder import read_seal
+from hyena_blt_savanna.evaluation.sequences import without_end
 from hyena_blt_savanna.patching.ngram import NgramConfig
-
-from .bits_per_base import dataset_documents, evaluate_bits_per_base, ngram_bits_per_base
-from .native_checkpoint import find_native
-from .pretrained import HyenaBLTModel
-from .report_pictures import draw_entropy, draw_loss, draw_patch_lengths
-from .scoring import patch_lengths_of, score
-from .sealed_folder import read_seal
-from .sequences import without_end
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hyena_blt_savanna.evaluation.windows import ScoredWindow, overlapping_windows
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.model.isotropic import Isotropic
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER, Bytes
 from hyena_blt_savanna.patching.patcher import Patcher, as_bases
 
-from .windows import ScoredWindow, overlapping_windows
-
 if TYPE_CHECKING:
-    from .pretrained import HyenaBLTModel
+    from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 
 LONGEST_PASS_BASES = 65_536
 """Sequences up to this length are scored in one pass by default."""

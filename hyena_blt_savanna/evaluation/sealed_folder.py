@@ -51,8 +51,19 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
         folder: all its files are written.
         about: further entries of the manifest.
     """
-    files = {name: _describe(folder / name) for name in _files(folder)}
-    write_whole(folder / MANIFEST, (json.dumps({**about, "files": files}, indent=1) + "\n").encode())
+    write_seal(folder, about, {name: describe_file(folder / name) for name in list_files(folder)})
+
+
+def write_seal(folder: Path, about: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Writes MANIFEST from descriptions that were made elsewhere, such as on other ranks.
+
+    Args:
+        folder: all its files are written.
+        about: further entries of the manifest.
+        files: what `describe_file` said of each.
+    """
+    manifest = {**about, "files": dict(sorted(files.items()))}
+    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
@@ -93,12 +104,14 @@ def verify(folder: Path) -> None:
             raise SealError(f"{folder / name} has changed: its checksum is not that of {MANIFEST}; copy it again")
 
 
-def _files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
+    """All files at any depth, as paths below the folder, sorted; without the manifest."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name != MANIFEST)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is on the disk when this returns."""
     with path.open("rb+") as file:
         # The manifest must not reach the disk before what it vouches for.
         os.fsync(file.fileno())

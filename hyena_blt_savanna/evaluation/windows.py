@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.evaluation.sequences import scored_bases
 from hyena_blt_savanna.nucleotides import Bytes
-
-from .sequences import scored_bases
 
 
 class WindowError(ValueError):

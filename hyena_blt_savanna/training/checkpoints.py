@@ -11,7 +11,6 @@ checkpoints/step_00000100/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -30,10 +29,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import PARTIAL_SUFFIX, write_whole
-from hyena_blt_savanna.evaluation.sealed_folder import MANIFEST, SealError, verify
-
-from .engine import Totals, TrainingEngine
-from .ranks import Ranks
+from hyena_blt_savanna.evaluation.sealed_folder import SealError, describe_file, list_files, verify, write_seal
+from hyena_blt_savanna.training.engine import Totals, TrainingEngine
+from hyena_blt_savanna.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -194,12 +192,11 @@ class Checkpoints:
 
     def _seal(self, partial: Path) -> None:
         """Every rank reads its share of the files; the first one writes the manifest."""
-        names = self.ranks.gather(sorted(_files(partial)))[0]
-        share = {name: _describe(partial / name) for name in names[self.ranks.rank :: self.ranks.num_ranks]}
+        names = self.ranks.gather(list_files(partial))[0]
+        share = {name: describe_file(partial / name) for name in names[self.ranks.rank :: self.ranks.num_ranks]}
         entries = {name: entry for part in self.ranks.gather(share) for name, entry in part.items()}
         if self.ranks.is_first:
-            manifest = {"format_version": FORMAT_VERSION, "files": dict(sorted(entries.items()))}
-            write_whole(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_seal(partial, {"format_version": FORMAT_VERSION}, entries)
 
     def _retain(self) -> None:
         steps = sorted(_steps(self.folder))
@@ -263,19 +260,6 @@ def _steps(folder: Path) -> Iterator[int]:
         digits = path.name.removeprefix("step_")
         if digits.isdigit():
             yield int(digits)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix()
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _set_aside(path: Path) -> None:

@@ -10,11 +10,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from .loss import scored_weight, weighted_nats
-from .optimizer import OptimizerConfig
-from .ranks import Ranks
+from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
+from hyena_blt_savanna.training.optimizer import OptimizerConfig
+from hyena_blt_savanna.training.ranks import Ranks
 
 Precision = Literal["fp32", "bf16"]
+
+
+def faster_precision(device: torch.device) -> Precision:
+    """bf16 where the device multiplies matrices in it: GPUs, and CPUs with AMX. Others only emulate it."""
+    if device.type == "cpu":
+        return "bf16" if torch.cpu.get_capabilities().get("amx_bf16", False) else "fp32"
+    return "bf16"
 
 
 class TrainingBatch(Protocol):
@@ -103,6 +110,7 @@ class TrainingEngine:
         block = dict(deepspeed_block or {})
         self.ranks = ranks
         self.gradient_clipping = gradient_clipping
+        self.precision = precision
         self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
         self.module = model
         # The engine copies a buffer of the model to the device with the rest.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from .checkpoints import Checkpoints, Progress
-from .engine import Totals, TrainingBatch, TrainingEngine
-from .loss import NATS_PER_BIT
-from .metrics import Reporter, readable_seconds, training_line
-from .schedule import ScheduleConfig, StageConfig, learning_rate, place_of, total_steps
+from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
+from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
+from hyena_blt_savanna.training.loss import NATS_PER_BIT
+from hyena_blt_savanna.training.metrics import Reporter, readable_seconds, training_line
+from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig, learning_rate, place_of, total_steps
 
 logger = logging.getLogger(__name__)
 

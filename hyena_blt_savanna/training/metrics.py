@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import write_whole
-
-from .loss import NATS_PER_BIT
+from hyena_blt_savanna.training.loss import NATS_PER_BIT
 
 logger = logging.getLogger(__name__)
 

@@ -16,17 +16,16 @@ import torch
 
 from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
 from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
-
-from .checkpoints import Checkpoints, Progress
-from .engine import DivergedError, Totals, TrainingEngine
-from .flops import training_flops_per_base
-from .logs import log_to_file, log_to_terminal
-from .loop import Plan, TrainingLoop
-from .metrics import Reporter, measure_peak_flops
-from .ranks import Ranks, join_ranks
-from .run_config import RunConfig
-from .run_folder import RunFolder, RunLock
-from .validation import spread, validate
+from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
+from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
+from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
+from hyena_blt_savanna.training.loop import Plan, TrainingLoop
+from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
+from hyena_blt_savanna.training.ranks import Ranks, join_ranks
+from hyena_blt_savanna.training.run_config import RunConfig
+from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
+from hyena_blt_savanna.training.validation import spread, validate
 
 if TYPE_CHECKING:
     from hyena_blt_savanna.patching.patcher import Patcher
@@ -207,7 +206,7 @@ def build_engine(config: RunConfig, ranks: Ranks) -> TrainingEngine:
         ranks,
         training.optimizer,
         training.gradient_clipping,
-        training.precision,
+        faster_precision(ranks.device) if training.precision == "auto" else training.precision,
         config.deepspeed_block(),
     )
 
@@ -227,7 +226,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
     """Facts about model and machine that a run's metrics start with. Every rank calls."""
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
     [peak_flops] = engine.ranks.sum([measure_peak_flops(engine.ranks.device, dtype)])
     return {
         "model": config.model.kind,
@@ -235,7 +234,7 @@ def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
         "num_ranks": engine.ranks.num_ranks,
         "num_threads": torch.get_num_threads(),
         "device": engine.ranks.device.type,
-        "precision": config.training.precision,
+        "precision": engine.precision,
         "zero_stage": engine.zero_stage,
         "peak_flops": peak_flops,
     }

@@ -10,13 +10,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-
-from .checkpoints import CheckpointConfig
-from .engine import Precision
-from .metrics import LoggingConfig
-from .optimizer import OptimizerConfig
-from .schedule import ScheduleConfig, StageConfig
-from .validation import ValidationConfig
+from hyena_blt_savanna.training.checkpoints import CheckpointConfig
+from hyena_blt_savanna.training.engine import Precision
+from hyena_blt_savanna.training.metrics import LoggingConfig
+from hyena_blt_savanna.training.optimizer import OptimizerConfig
+from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
+from hyena_blt_savanna.training.validation import ValidationConfig
 
 ModelConfig: TypeAlias = Annotated[HyenaBLTConfig | IsotropicConfig, Field(discriminator="kind")]
 
@@ -75,8 +74,8 @@ class TrainingConfig(Config):
     """Learning rate over all stages."""
     gradient_clipping: PositiveFloat | None = 1.0
     """Largest norm of all gradients; null does not clip."""
-    precision: Precision = "fp32"
-    """bf16: matrix products in bfloat16, weights and optimizer in fp32."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """bf16: matrix products in bfloat16, weights and optimizer in fp32. auto: bf16 where the hardware has it."""
     activation_checkpointing: bool = False
     """Keep only each block's input for the backward pass, and compute the rest again."""
     validation: ValidationConfig | None = ValidationConfig()

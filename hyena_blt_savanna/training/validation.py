@@ -9,9 +9,8 @@ import torch
 from pydantic import PositiveInt
 
 from hyena_blt_savanna.config import Config
-
-from .engine import Totals, TrainingBatch, TrainingEngine
-from .loss import base_nats, scored_weight
+from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
+from hyena_blt_savanna.training.loss import base_nats, scored_weight
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
-from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine
+from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.run_config import with_activation_checkpointing
@@ -241,3 +241,12 @@ def all_cases() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_deepspeed_equals_plain_torch(num_ranks: int) -> None:
     run_ranks(all_cases, num_ranks, timeout_seconds=300)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"), [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "fp32"), ({}, "fp32")]
+)
+def test_bf16_is_chosen_where_the_hardware_multiplies_in_it(monkeypatch, capabilities, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert faster_precision(torch.device("cpu")) == wanted
+    assert faster_precision(torch.device("cuda")) == "bf16"

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training import pretrain
+from hyena_blt_savanna.training.engine import faster_precision
 from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_folder import RunLock
 
@@ -110,7 +112,7 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
         f"{used} is in use by job": [*base[:1], f"run={used}", *short],
         "nowhere": [*base, "data.folder=nowhere"],
     }
-    finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=bf16"]
+    finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto"]
     other_model = [*base, "model.local_width=32"]
     with RunLock(used):
         *refused, done, again, other = run_ranks(refused_runs, 2, [*cases.values(), finished, finished, other_model])[0]
@@ -124,8 +126,9 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     assert "model.local_width: 16 in the checkpoint, 32 in the run" in other[1]
     # The refused run has left the folder as it was.
     assert RunConfig.load([tmp_path / "run" / "config.yaml"]).model.local_width == 16
-    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert kinds == ["start", "training", "training", "validation", "checkpoint"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["start", "training", "training", "validation", "checkpoint"]
+    assert lines[0]["precision"] == faster_precision(torch.device("cpu"))
     assert list((tmp_path / "run" / "logs").rglob("*validation_bits_per_base.csv"))
     assert sorted(path.name for path in (tmp_path / "run" / "logs").glob("*.log")) == [
         "rank_00000.log",
