@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # From a genome to a trained, evaluated model, start to end:
 #
-#   launch/quickstart.sh [GENOME] [RUN]
+#   launch/quickstart.sh [GENOME] [RUN] [key=value ...]
 #
 # GENOME: a name of configs/data/genomes.yaml, or the path of a FASTA file (gzipped or not). RUN: the run folder.
+# Keys are those of the training run, such as training.optimizer.lr=1e-3.
 # Steps that are finished are not repeated, and training goes on from its newest checkpoint.
 set -euo pipefail
 
 genome=${1:-ecoli_k12}
 run=${2:-runs/quickstart}
+overrides=("${@:3}")
 if [[ -f $genome ]]; then genome=$(realpath "$genome"); fi
 cd "$(dirname "$0")/.."
 source launch/env.sh
@@ -39,7 +41,8 @@ step "Fitting the entropy model, calibrating and storing patch boundaries"
 "$PYTHON" tools/annotate_patches.py configs/patching/budget.yaml "data=$run/data" >/dev/null
 
 step "Training"
-launch/train.sh configs/model/quickstart.yaml configs/training/quickstart.yaml "run=$run" "data.folder=$run/data"
+launch/train.sh configs/model/quickstart.yaml configs/training/quickstart.yaml "run=$run" "data.folder=$run/data" \
+    "${overrides[@]}"
 
 step "Evaluating on the held-out test stretch"
 "$PYTHON" tools/report.py "$run" "started_unix_seconds=$started"
