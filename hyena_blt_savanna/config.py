@@ -63,15 +63,19 @@ class Config(BaseModel):
     def save(self, path: Path) -> None:
         """Writes the whole configuration, defaults included, as YAML."""
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
-        partial.replace(path)
+        try:
+            partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
     """Merges YAML files from left to right, then `dotted.key=value` overrides.
 
     Raises:
-        ConfigError: a file is missing, is not YAML, repeats a key, or is no mapping.
+        ConfigError: a file or a value is missing, is not YAML, repeats a key, or is no mapping where one must be.
     """
     overrides = [source for source in sources if isinstance(source, str) and _is_override(source)]
     files = [Path(source) for source in sources if source not in overrides]
@@ -79,6 +83,12 @@ def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(*trees, OmegaConf.from_dotlist(overrides))
         plain = OmegaConf.to_container(merged, resolve=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{' '.join(overrides)}: a value that is not YAML: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"cannot merge {' '.join(map(str, sources))}: {error}; a list is given whole, as in key=[a, b]"
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"cannot merge {' '.join(map(str, sources))}: {error}") from error
     assert isinstance(plain, dict)

@@ -8,6 +8,10 @@
 # Steps that are finished are not repeated, and training goes on from its newest checkpoint.
 set -euo pipefail
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 genome=${1:-ecoli_k12}
 run=${2:-runs/quickstart}
 overrides=("${@:3}")
@@ -18,13 +22,11 @@ source launch/env.sh
 started=$(date +%s)
 step() { printf '\n[%4d s] %s\n' "$(($(date +%s) - started))" "$1"; }
 
-mkdir -p "$run"
 if [[ -f $run/genome.txt && $(<"$run/genome.txt") != "$genome" ]]; then
     echo "$run holds a run on $(<"$run/genome.txt"), not on $genome." >&2
     echo "Choose another folder (make quickstart GENOME=$genome RUN=runs/NAME) or remove $run." >&2
     exit 1
 fi
-echo "$genome" >"$run/genome.txt"
 
 if [[ -f $genome ]]; then
     fasta=$genome
@@ -35,7 +37,10 @@ else
 fi
 
 step "Preparing $fasta"
-"$PYTHON" tools/prepare_genomes.py configs/data/quickstart.yaml "inputs=[$fasta]" "output=$run/data" >/dev/null
+"$PYTHON" tools/prepare_genomes.py configs/data/quickstart.yaml "inputs=['${fasta//\'/\'\'}']" "output=$run/data" \
+    >/dev/null
+# Not before: a genome that can't be used leaves the folder free for another.
+echo "$genome" >"$run/genome.txt"
 
 step "Fitting the entropy model, calibrating and storing patch boundaries"
 "$PYTHON" tools/annotate_patches.py configs/patching/budget.yaml "data=$run/data" >/dev/null
@@ -49,7 +54,9 @@ step "Evaluating on the held-out test stretch"
 
 if [[ ! $run/report/generated.fa -nt $run/report/report.json ]]; then
     step "Generating 400 bases"
-    "$PYTHON" tools/generate.py "$run" --num-bases 400 --seed 1 | tee "$run/report/generated.fa"
+    "$PYTHON" tools/generate.py "$run" --num-bases 400 --seed 1 >"$run/report/generated.fa.partial"
+    mv "$run/report/generated.fa.partial" "$run/report/generated.fa"
+    cat "$run/report/generated.fa"
 fi
 
 step "Done: $run/report/"

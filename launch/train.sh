@@ -11,6 +11,10 @@ set -euo pipefail
 arguments=()
 for argument in "$@"; do
     case "$argument" in
+        -h | --help)
+            sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
         num_ranks=*) NUM_RANKS="${argument#num_ranks=}" ;;
         *) arguments+=("$argument") ;;
     esac

@@ -133,6 +133,21 @@ def test_missing_file(tmp_path):
         merge([tmp_path / "none.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("override", "says"), [("a=[1", r"a=\[1: a value that is not YAML"), ("stages.0.steps=3", r"key=\[a, b\]")]
+)
+def test_overrides_that_cannot_be_merged(write, override, says):
+    with pytest.raises(ConfigError, match=says):
+        merge([write("good.yaml", "stages: [{steps: 1}]"), override])
+
+
+def test_nothing_is_left_of_a_configuration_that_cannot_be_saved(tmp_path):
+    (tmp_path / "folder.yaml" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"folder\.yaml"):
+        Trip(speed=1).save(tmp_path / "folder.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.yaml"]
+
+
 def test_an_empty_file_changes_nothing(write):
     assert merge([write("empty.yaml", ""), "a=1"]) == {"a": 1}
 

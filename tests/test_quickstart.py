@@ -57,3 +57,20 @@ def test_a_genome_that_is_neither_a_file_nor_a_name_is_refused(tmp_path):
     assert done.returncode != 0
     assert "missing.fa" in done.stderr
     assert "ecoli_k12" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_genome_that_cannot_be_read_leaves_the_folder_for_another(tmp_path):
+    protein = tmp_path / "it's, a protein.fa"
+    protein.write_text(">p\nMKVLE\n")
+    done = quickstart(protein, tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{protein}, record 1 (p), base 4: 'L' in 'MKVLE'"), done.stderr
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "train.sh"])
+def test_help_is_what_the_script_begins_with(script):
+    done = subprocess.run([ROOT / "launch" / script, "--help"], capture_output=True, text=True, check=True)
+    assert f"launch/{script}" in done.stdout
+    assert "#" not in done.stdout

@@ -9,11 +9,7 @@ import json
 import logging
 import sys
 
-from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
-from hyena_blt_savanna.patching.ngram_smoothing import NgramError
-from hyena_blt_savanna.patching.rules import PatchRuleError
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +20,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         manifests = annotate_dataset(AnnotationConfig.load(arguments))
-    except (ConfigError, DataError, NgramError, PatchRuleError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     summary = {split: manifest.to_dict() for split, manifest in manifests.items()}

@@ -40,7 +40,7 @@ def main() -> int:
         print(text)
         if given.output:
             write_whole(given.output, (text + "\n").encode())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

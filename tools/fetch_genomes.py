@@ -11,8 +11,6 @@ import logging
 import sys
 from pathlib import Path
 
-from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.genomes import fetch_genome, load_genomes
 
 
@@ -30,7 +28,7 @@ def main(arguments: list[str]) -> int:
                 print(f"{name:<20} {genome.num_bases:>12,} bases  {genome.description}")
         for name in options.names:
             print(fetch_genome(name, options.to, options.folder))
-    except (ConfigError, DataError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

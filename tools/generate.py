@@ -34,7 +34,7 @@ def main() -> int:
     try:
         model = HyenaBLTModel.load_from_checkpoint(given.checkpoint, given.device)
         drawn = generate(model, given.prompt, given.num_bases, stop_at_end=given.stop_at_end, **settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     named = " ".join(f"{name}={value}" for name, value in settings.items() if value is not None)

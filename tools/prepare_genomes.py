@@ -9,8 +9,6 @@ import json
 import logging
 import sys
 
-from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 
 
@@ -22,7 +20,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         manifests = prepare_dataset(DataConfig.load(arguments))
-    except (ConfigError, DataError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps({name: manifest.to_dict() for name, manifest in manifests.items()}, indent=2))

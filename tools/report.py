@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         figures = write_report(Path(arguments[0]), ReportConfig.load(arguments[1:]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(figures, indent=2))

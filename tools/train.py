@@ -8,4 +8,7 @@ import sys
 from hyena_blt_savanna.training.pretrain import main
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0)
     sys.exit(main(sys.argv[1:]))

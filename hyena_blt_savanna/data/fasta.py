@@ -40,6 +40,13 @@ class FastaError(DataError):
         super().__init__(f"{path}{place}: {what}")
 
 
+def no_file(path: Path) -> FastaError:
+    """The error for a path that is no file."""
+    if path.is_dir():
+        return FastaError(path, None, None, "a folder; give FASTA files by their own names")
+    return FastaError(path, None, None, "no such file; fetch it first (tools/fetch_genomes.py)")
+
+
 @dataclass(frozen=True)
 class Record:
     """One sequence of a FASTA file.
@@ -69,7 +76,7 @@ def read_fasta(path: Path) -> Iterator[Record]:
             letters outside the nucleotide alphabet (a protein, say), or its gzip data are cut off or broken.
     """
     if not path.is_file():
-        raise FastaError(path, None, None, "no such file")
+        raise no_file(path)
     header: bytes | None = None
     number = 0
     parts: list[bytes] = []
@@ -144,7 +151,7 @@ def _checked_region(path: Path, name: str, sequence: Bytes, start: int, stop: in
 
 def _is_gzip(path: Path) -> bool:
     if not path.is_file():
-        raise FastaError(path, None, None, "no such file")
+        raise no_file(path)
     with path.open("rb") as file:
         return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 

@@ -202,21 +202,21 @@ class _Alive:
 
 
 def _open_megatron(prefix: Path) -> Any:
+    # It tells which of its parts it has found while it is imported, and later every array that it maps.
+    logging.getLogger("megatron").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # It warns of every optional CUDA package that is missing; none is of use here.
         warnings.simplefilter("ignore")
         # Imported here because it takes seconds.
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    # megatron-core reports every array that it maps.
-    logging.getLogger("megatron.core.datasets.indexed_dataset").setLevel(logging.WARNING)
     return IndexedDataset(str(prefix))
 
 
 def _read_header(prefix: Path) -> tuple[np.dtype[Any], int]:
     for path in (data_path(prefix), index_path(prefix)):
         if not path.is_file():
-            raise DataError(f"{path}: no such file; an indexed dataset has both a .bin and an .idx")
+            raise DataError(f"{path}: no such file; an indexed dataset has both a .bin and an .idx: prepare the data")
     path = index_path(prefix)
     with path.open("rb") as file:
         header = file.read(_HEADER.size)

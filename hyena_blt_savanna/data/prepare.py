@@ -12,7 +12,7 @@ from pydantic import Field
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.dataset_writer import DatasetWriter
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.fasta import FastaError, read_fasta
+from hyena_blt_savanna.data.fasta import FastaError, no_file, read_fasta
 from hyena_blt_savanna.data.indexed import LONGEST_DOCUMENT, data_path, index_path
 from hyena_blt_savanna.data.manifest import DatasetManifest, InputFile, SplitDescription, manifest_path, read_manifest
 from hyena_blt_savanna.data.splits import SPLIT_NAMES, SplitConfig, SplitName, split_record
@@ -74,10 +74,23 @@ def prepare_dataset(config: DataConfig) -> dict[str, DatasetManifest]:
 def _finish(
     config: DataConfig, writers: dict[SplitName, DatasetWriter], inputs: list[InputFile], num_left_out: int
 ) -> dict[str, DatasetManifest]:
-    parts: dict[str, int] = {name: writer.num_bytes for name, writer in writers.items()}
     # An older preparation's splits must not be taken for this one's.
     for name in SPLIT_NAMES:
         manifest_path(config.output / name).unlink(missing_ok=True)
+    try:
+        return _write_splits(config, writers, inputs, num_left_out)
+    except BaseException:
+        # Some splits without the others are of no use, and may be what fills the disk.
+        for name in SPLIT_NAMES:
+            for path_of in (manifest_path, data_path, index_path):
+                path_of(config.output / name).unlink(missing_ok=True)
+        raise
+
+
+def _write_splits(
+    config: DataConfig, writers: dict[SplitName, DatasetWriter], inputs: list[InputFile], num_left_out: int
+) -> dict[str, DatasetManifest]:
+    parts: dict[str, int] = {name: writer.num_bytes for name, writer in writers.items()}
     manifests: dict[str, DatasetManifest] = {}
     for name, writer in writers.items():
         if not writer.num_documents:
@@ -182,6 +195,6 @@ def _find_prepared(config: DataConfig, digests: list[str]) -> dict[str, DatasetM
 
 def _file_digest(path: Path) -> str:
     if not path.is_file():
-        raise FastaError(path, None, None, "no such file; fetch it first (tools/fetch_genomes.py)")
+        raise no_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -152,7 +152,7 @@ def evaluate_bits_per_base(
         batch_windows: windows in one pass; a matter of speed and memory only.
 
     Raises:
-        EvaluationError: there is nothing to score.
+        EvaluationError: there is nothing to score, or no window in a pass.
         WindowError: the overlap doesn't fit the window.
         NoPatcherError: the model needs a patcher and has none.
     """
@@ -160,6 +160,8 @@ def evaluate_bits_per_base(
         window_bases = model.window_bases or WINDOW_BASES
     overlap_bases = window_bases // 2 if overlap_bases is None else overlap_bases
     check_window(window_bases, overlap_bases)
+    if batch_windows < 1:
+        raise EvaluationError(f"batch_windows is {batch_windows}: give at least 1")
     sums = _Sums()
 
     def windows() -> Iterator[ScoredWindow]:

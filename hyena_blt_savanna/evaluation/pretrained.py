@@ -46,10 +46,18 @@ class HyenaBLTModel:
             device: where the model computes.
 
         Raises:
-            PretrainedError: there is no checkpoint, it is broken, or it is of another format or model.
+            PretrainedError: there is no checkpoint, it is broken, or it is of another format or model; or there is
+                no such device.
         """
         native = read_native(Path(path))
-        return cls(native.module.to(device), native.config, native.patcher, native.window_bases)
+        try:
+            module = native.module.to(device)
+        except (RuntimeError, AssertionError) as error:
+            # torch raises either, by what the device lacks.
+            raise PretrainedError(
+                f"device {str(device)!r} can't be used: {error}; take another, such as cpu"
+            ) from error
+        return cls(module, native.config, native.patcher, native.window_bases)
 
     def save(self, folder: str | Path) -> None:
         """Writes the model as a native checkpoint.

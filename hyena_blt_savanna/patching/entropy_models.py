@@ -122,9 +122,12 @@ def load_entropy_model(path: Path) -> EntropyModel:
             f"{path}: format_version {metadata.get('format_version')}, kind {metadata.get('kind')}; this code reads "
             f"format_version {FORMAT_VERSION} of kind {', '.join(_KINDS)}: annotate the data again"
         )
+    missing = [name for name in ("config", "digest") if name not in metadata]
+    if missing:
+        raise EntropyModelError(f"{path}: its metadata lack {' and '.join(missing)}: annotate the data again")
     config_class, model_class = _KINDS[metadata["kind"]]
-    config = config_class.parse(json.loads(metadata["config"]), str(path))
     try:
+        config = config_class.parse(json.loads(metadata["config"]), "its settings")
         model: EntropyModel = model_class.from_tensors(config, tensors)
     except ValueError as error:
         raise EntropyModelError(f"{path}: {error}") from error

@@ -19,6 +19,15 @@ class TerminalHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class LogFile(logging.FileHandler):
+    """A file of log lines; one that can't be written is left out, as on a full disk: a log stops no run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Ignores the operating system's errors; `logging` would put a traceback on the terminal."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def log_to_terminal(is_first: bool) -> None:
     """Sends this package's log lines, and errors of all others, to the terminal; other ranks only warn.
 
@@ -48,7 +57,7 @@ def log_to_file(folder: Path, rank: int) -> None:
         rank: names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank_{rank:05d}.log")
+    handler = LogFile(folder / f"rank_{rank:05d}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     deepspeed = logging.getLogger("DeepSpeed")

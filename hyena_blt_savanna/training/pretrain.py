@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.manifest import manifest_path
 from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
@@ -139,6 +141,12 @@ class RunData:
             source.repeat_weight,
             source.window_patches,
         )
+        validation = manifest_path(source.folder / "validation")
+        if config.training.validation is not None and not validation.is_file():
+            raise DataError(
+                f"{validation}: no such file: the data have no validation part; "
+                "prepare more data or a larger split.validation, or set training.validation=null"
+            )
         for stage in config.training.stages:
             self._samples.num_windows(stage.window_bases)
 
@@ -245,13 +253,13 @@ def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
 
     Args:
         ranks: all ranks call.
-        action: may raise a ValueError.
+        action: may raise a ValueError, or an OSError.
     """
-    error: ValueError | None = None
+    error: ValueError | OSError | None = None
     if ranks.is_first:
         try:
             action()
-        except ValueError as raised:
+        except (ValueError, OSError) as raised:
             error = raised
     [error, *_] = ranks.gather(error)
     if error is not None:

@@ -101,6 +101,8 @@ def test_missing_file(tmp_path):
         list(read_fasta(tmp_path / "none.fa"))
     with pytest.raises(FastaError, match="no such file"):
         read_region(tmp_path / "none.fa", "a", 0, 1)
+    with pytest.raises(FastaError, match="a folder; give FASTA files"):
+        list(read_fasta(tmp_path))
 
 
 def test_truncated_gzip_names_record_and_position(tmp_path, monkeypatch):

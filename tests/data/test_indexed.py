@@ -170,6 +170,18 @@ def test_a_target_that_is_a_folder_leaves_no_partial_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
 
 
+def test_reading_says_nothing(tmp_path):
+    write(tmp_path / "data", make_documents(np.uint8))
+    code = (
+        "import logging, sys, pathlib; logging.basicConfig(level=logging.INFO)\n"
+        "from hyena_blt_savanna.data.indexed import IndexedReader\n"
+        "print(IndexedReader(pathlib.Path(sys.argv[1])).num_documents)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("20\n", "")
+
+
 class TestReaderRefuses:
     @pytest.fixture
     def prefix(self, tmp_path):
@@ -179,7 +191,7 @@ class TestReaderRefuses:
     @pytest.mark.parametrize("path_of", [data_path, index_path])
     def test_missing_file(self, prefix, path_of):
         path_of(prefix).unlink()
-        with pytest.raises(DataError, match=f"{path_of(prefix).name}: no such file"):
+        with pytest.raises(DataError, match=f"{path_of(prefix).name}: no such file; .*prepare the data"):
             IndexedReader(prefix)
 
     def test_data_that_was_cut(self, prefix):

@@ -236,6 +236,21 @@ class TestRefuses:
             prepare_dataset(DataConfig(inputs=[path], output=tmp_path / "out"))
         assert files_in(tmp_path / "out") == {}
 
+    @pytest.mark.parametrize("num_written", range(9))
+    def test_a_disk_that_fills_up_leaves_no_split_without_the_others(self, tmp_path, monkeypatch, num_written):
+        path = write_fasta(tmp_path / "genome.fa", {"a": random_genome(5000)})
+        real, num_calls = os.fsync, itertools.count()
+
+        def full_later(descriptor):
+            if next(num_calls) >= num_written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(descriptor)
+
+        monkeypatch.setattr(whole_files.os, "fsync", full_later)
+        with pytest.raises(DiskFullError, match="no space left"):
+            prepare_dataset(DataConfig(inputs=[path], output=tmp_path / "out"))
+        assert files_in(tmp_path / "out") == {}
+
     def test_a_record_that_the_index_cannot_hold(self, tmp_path, monkeypatch):
         path = write_fasta(tmp_path / "genome.fa", {"a": random_genome(500), "b": random_genome(1000)})
         monkeypatch.setattr(prepare, "LONGEST_DOCUMENT", 1000)
@@ -271,9 +286,12 @@ def test_tool(tmp_path, records):
     assert failed.returncode == 1
     assert "none.fa: no such file" in failed.stderr
     assert "Traceback" not in failed.stderr
+    failed = run_tool("configs/data/ecoli.yaml", f"inputs=[{path}]", f"output={path}")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines() == [f"[Errno 17] File exists: '{path}'"]
 
 
 def test_shipped_configurations_load():
     for path in (REPOSITORY / "configs" / "data").glob("*.yaml"):
         if path.name != "genomes.yaml":
-            assert np.isclose(DataConfig.load([path]).split.test, 0.1)
+            assert np.isclose(DataConfig.load([path, "inputs=[genome.fa]", "output=data"]).split.test, 0.1)

@@ -102,3 +102,5 @@ def test_nothing_to_score_is_an_error(model_of) -> None:
         ngram_bits_per_base(NgramConfig(order=1).fit(RECORDS[0]), [])
     with pytest.raises(WindowError, match="overlap_bases is 50"):
         evaluate_bits_per_base(model_of("static"), RECORDS, 50, 50)
+    with pytest.raises(EvaluationError, match="batch_windows is 0: give at least 1"):
+        evaluate_bits_per_base(model_of("budget"), RECORDS, batch_windows=0)

@@ -60,6 +60,10 @@ def test_evaluate_prints_and_writes_json(
     assert printed["repeat_masked"]["num_bases"] == expected.repeat_masked.num_bases
     assert run("evaluate", monkeypatch, checkpoint, "--data", tmp_path / "no.fa") == 1
     assert "no.fa: no such file" in capsys.readouterr().err
+    assert run("evaluate", monkeypatch, checkpoint, "--data", fasta, "--device", "cudaa") == 1
+    assert capsys.readouterr().err.startswith("device 'cudaa' can't be used: ")
+    assert run("evaluate", monkeypatch, checkpoint, "--data", fasta, "--output", tmp_path) == 1
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -181,6 +181,14 @@ def test_another_format_version_is_refused(folder: Path) -> None:
         ({"format_version": "9", "kind": "ngram"}, {}, "format_version 9, kind ngram"),
         ({"format_version": "1", "kind": "oracle"}, {}, "kind oracle; this code reads.*ngram, adaptive"),
         ({"format": "pt"}, {}, "format_version None"),
+        ({"format_version": "1", "kind": "ngram"}, {}, r"model\.safetensors: its metadata lack config and digest"),
+        ({"format_version": "1", "kind": "ngram", "config": "{}"}, {}, "its metadata lack digest"),
+        ({"format_version": "1", "kind": "ngram", "config": "{", "digest": ""}, {}, r"model\.safetensors: Expecting"),
+        (
+            {"format_version": "1", "kind": "ngram", "config": '{"ordr": 2}', "digest": ""},
+            {},
+            r"model\.safetensors: its settings(.|\n)*did you mean 'order'",
+        ),
         (
             {"format_version": "1", "kind": "ngram", "config": '{"order": 2}', "digest": ""},
             {"counts": np.zeros((4, 4), np.uint32)},

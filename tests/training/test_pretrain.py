@@ -100,6 +100,10 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     short = ["training.stages=[{steps: 2, window_bases: 128, batch_windows: 4}]"]
     base = [str(toy_config), f"run={tmp_path / 'run'}", *short]
     used = tmp_path / "used"
+    only_train = tmp_path / "only_train"
+    only_train.mkdir()
+    for path in toy_data.glob("train.*"):
+        (only_train / path.name).symlink_to(path)
     cases = {
         "training.stages.0: missing": [str(toy_config), f"run={tmp_path / 'run'}", "training.stages=[{}]"],
         "did you mean 'gradient_clipping'": [*base, "training.gradient_cliping=1"],
@@ -111,6 +115,8 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
         "other.manifest.json": [*base, "data.annotation=other"],
         f"{used} is in use by job": [*base[:1], f"run={used}", *short],
         "nowhere": [*base, "data.folder=nowhere"],
+        "only_train/validation.manifest.json": [*base, f"data.folder={only_train}"],
+        f"File exists: '{toy_config}'": [*base, f"run={toy_config}"],
     }
     finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto"]
     other_model = [*base, "model.local_width=32"]
