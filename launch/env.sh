@@ -20,8 +20,9 @@ if [ "$num_gpus" -eq 0 ]; then
     # The ranks share the cores; more threads than cores slow each other down.
     num_threads=$(($(nproc) / NUM_RANKS))
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((num_threads > 0 ? num_threads : 1))}"
-    # Threads that wait must not spin: where anything else runs on the cores, spinning made a step ten times slower.
-    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+    # Threads that wait may spin for some microseconds only: where anything else runs on the cores, spinning as long as
+    # is the default made a step ten times slower.
+    export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-5000}"
 else
     NUM_RANKS="${NUM_RANKS:-$num_gpus}"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
