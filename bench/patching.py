@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.fasta import read_fasta
+from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.calibration import calibrate
 from hyena_blt_savanna.patching.ngram import NgramConfig
-from hyena_blt_savanna.patching.ngram_smoothing import fold_edges
 from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, StaticRule, cut
 
 GOAL_ENTROPIES = 2e6

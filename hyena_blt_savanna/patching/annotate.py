@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, boundary_prefix, write_annotation_manifest
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.folds import fold_edges, stretches_of_folds
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import (
     STRANDS,
@@ -33,12 +34,11 @@ from hyena_blt_savanna.data.manifest import (
 )
 from hyena_blt_savanna.data.splits import SPLIT_NAMES
 from hyena_blt_savanna.data.strands import StrandReader
-from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes, tag_length
+from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.calibration import Calibration, calibrate
 from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies
 from hyena_blt_savanna.patching.marks import place_after
 from hyena_blt_savanna.patching.ngram import NgramConfig
-from hyena_blt_savanna.patching.ngram_smoothing import fold_edges
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule, PatchCutter, PatchRule, PatchRuleConfig, StaticRule, cut
 
@@ -143,35 +143,13 @@ def fold_stretches(
 ) -> list[Stretch]:
     """The stretches of one strand that each are read with one fold's model.
 
-    A fold is a stretch of the forward stream. On the reverse strand a document that several folds share is
-    mirrored, so its pieces come in the opposite order.
-
     Args:
         reader: the dataset.
         strand: which strand.
         edges: borders of the folds on the forward stream, from 0 to its length.
         by_fold: what gives each fold its entropies.
     """
-    if strand == "forward":
-        return [Stretch(*bounds, model) for bounds, model in zip(itertools.pairwise(edges), by_fold, strict=True)]
-    starts = reader.document_starts
-    borders = {int(edges[0]), int(edges[-1])}
-    bodies: dict[int, tuple[int, int]] = {}
-    for edge in edges[1:-1]:
-        index = int(np.searchsorted(starts, edge, side="right")) - 1
-        begin, end = int(starts[index]), int(starts[index + 1])
-        document = reader.stream[begin:end]
-        body = begin + tag_length(document), end - int(document[-1] == END_OF_DOCUMENT)
-        bodies[begin] = body
-        borders |= {begin, end, *body, body[0] + body[1] - edge if body[0] <= edge < body[1] else edge}
-
-    def fold_at(position: int) -> int:
-        begin = int(starts[np.searchsorted(starts, position, side="right") - 1])
-        first, last = bodies.get(begin, (0, 0))
-        forward = first + last - 1 - position if first <= position < last else position
-        return int(np.searchsorted(edges, forward, side="right")) - 1
-
-    return [Stretch(a, b, by_fold[fold_at(a)]) for a, b in itertools.pairwise(sorted(borders))]
+    return [Stretch(start, stop, by_fold[fold]) for start, stop, fold in stretches_of_folds(reader, strand, edges)]
 
 
 def _calibrated(

@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.ngram_counts import count_windows_touching, counts_by_order, windows
 
@@ -89,11 +90,6 @@ def fit_weights(
         weights[k] = _fit_level(seen, predicted, found)
         predicted += weights[k, found] * (seen - predicted)
     return weights
-
-
-def fold_edges(num_bases: int, num_folds: int) -> list[int]:
-    """Borders of stretches of about equal length: num_folds + 1 positions from 0 to num_bases."""
-    return [num_bases * fold // num_folds for fold in range(num_folds + 1)]
 
 
 def _fit_level(

@@ -18,6 +18,7 @@ from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data import whole_files
 from hyena_blt_savanna.data.boundaries import BoundaryReader
 from hyena_blt_savanna.data.errors import DataError, DiskFullError
+from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import STRANDS, Strand, manifest_path, read_manifest
 from hyena_blt_savanna.data.strands import StrandReader
@@ -26,13 +27,13 @@ from hyena_blt_savanna.patching import annotate
 from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset, fold_stretches, patcher_folder
 from hyena_blt_savanna.patching.marks import forced_starts
 from hyena_blt_savanna.patching.ngram import EntropyTable
-from hyena_blt_savanna.patching.ngram_smoothing import NgramError, fold_edges
+from hyena_blt_savanna.patching.ngram_smoothing import NgramError
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import PatchCutter, PatchRuleError
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset
 
 REPOSITORY = Path(__file__).parents[2]
-MODEL = {"kind": "ngram", "order": 4, "smoothing_folds": 2}
+MODEL = {"kind": "ngram", "order": 6, "smoothing_folds": 2}
 
 
 def write_toy_data(folder: Path, seed: int = 0) -> Path:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.patching.marks import states_before
 from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
 from hyena_blt_savanna.patching.ngram_counts import (
@@ -21,7 +23,7 @@ from hyena_blt_savanna.patching.ngram_counts import (
     num_contexts,
     windows,
 )
-from hyena_blt_savanna.patching.ngram_smoothing import NUM_BUCKETS, NgramError, _fit_level, fold_edges, total_and_bucket
+from hyena_blt_savanna.patching.ngram_smoothing import NUM_BUCKETS, NgramError, _fit_level, total_and_bucket
 from hyena_blt_savanna.testing.toy_streams import (
     as_bytes,
     markov_bases,
@@ -153,13 +155,22 @@ def test_probabilities_and_entropies_follow_the_formula() -> None:
     contexts |= {24: "TCC", 28: "", 29: "G", 32: "ATT", 33: "", 34: "C"}
     for i, context in contexts.items():
         distribution = plain_distribution(context, counts, model.weights)
-        assert nats[i] == pytest.approx(-sum(p * math.log(p) for p in distribution), abs=2e-6), i
+        assert nats[i] == pytest.approx(
+            -sum(p * math.log(p) for p in distribution), abs=ENTROPY_STEP_NATS / 2 + 2e-6
+        ), i
         if text[i] in "ACGT":
             assert log_probabilities[i] == pytest.approx(math.log(distribution["ACGT".index(text[i])]), abs=2e-6), i
     # After a letter that is no base, and inside the tag, nothing is at stake.
     assert np.flatnonzero(nats == 0).tolist() == [9, 25, 26, 27]
     scored = [i for i, letter in enumerate(text) if letter in "ACGT" and i not in (25, 26)]
     assert np.flatnonzero(~np.isnan(log_probabilities)).tolist() == scored
+
+
+@pytest.mark.parametrize("order", [0, 3, 6])
+def test_entropies_lie_on_the_grid(order: int) -> None:
+    steps = fitted(order).entropies(stream_with_marks(8, 2000)) / ENTROPY_STEP_NATS
+    assert (steps == np.rint(steps)).all()
+    assert 0 <= steps.min() <= steps.max() <= math.log(4) / ENTROPY_STEP_NATS
 
 
 def test_the_four_probabilities_after_a_context_sum_to_one() -> None:
