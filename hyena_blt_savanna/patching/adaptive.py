@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.entropies import on_grid
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_SEQUENCE, IN_TAG, NEXT_STATE, PLACE, START
 from hyena_blt_savanna.patching.ngram_counts import num_contexts
@@ -85,7 +86,8 @@ class AdaptiveStepper:
         if mark & PLACE != IN_SEQUENCE:
             return 0.0
         order = min(length, self._config.order)
-        return float(np.float32(_entropy(self._counts, window, order, self._config.strength)))
+        nats = _entropy(self._counts, window, order, self._config.strength)
+        return float(on_grid(np.array([nats], dtype=np.float32))[0])
 
     def push(self, base: int) -> None:
         """Reads one base, given as its byte."""
@@ -96,7 +98,7 @@ class AdaptiveStepper:
         nats = np.empty(len(bases), dtype=np.float32)
         order, strength = self._config.order, self._config.strength
         self._state = _read(bases, self._counts, order, strength, self._state, NEXT_STATE, BYTE_CLASS, nats)
-        return nats
+        return on_grid(nats)
 
 
 @njit(cache=True, nogil=True)

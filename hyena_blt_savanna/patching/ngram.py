@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.entropies import on_grid
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_SEQUENCE, IN_TAG, NEXT_STATE, PLACE, START
 from hyena_blt_savanna.patching.ngram_counts import (
@@ -170,7 +171,7 @@ class NgramModel:
         order = self.config.order
         nats = np.empty(num_contexts(order), dtype=np.float32)
         _fill_entropies(self._probabilities(), nats)
-        return EntropyTable(order, nats)
+        return EntropyTable(order, on_grid(nats))
 
     def entropies(self, bases: Bytes) -> NDArray[np.float32]:
         """Entropy of each base given the bases before it.
@@ -179,7 +180,7 @@ class NgramModel:
             bases: uint8 [L], one or more documents from their start, either case.
 
         Returns:
-            float32 [L], nats.
+            float32 [L], nats, on the grid of `data.entropies`.
         """
         return self.table.entropies(bases)
 

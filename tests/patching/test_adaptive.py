@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.testing.toy_streams import as_bytes, markov_bases, plain_counts, random_bases, stream_with_marks
 
@@ -30,8 +31,14 @@ def test_entropies_are_those_of_the_counts_so_far() -> None:
     nats = MODEL.entropies(bases)
     for i in (0, 1, 5, 10, 14, 20, 25):
         context = bytes(bases[:i]).decode().upper().rpartition("N")[2][-3:]
-        assert abs(nats[i] - plain_entropy(bases[:i], context, 4.0)) < 1e-6
+        assert abs(nats[i] - plain_entropy(bases[:i], context, 4.0)) < ENTROPY_STEP_NATS / 2 + 1e-6
     assert nats[12] == 0.0
+
+
+def test_entropies_lie_on_the_grid() -> None:
+    steps = MODEL.entropies(stream_with_marks(8, 2000)) / ENTROPY_STEP_NATS
+    assert (steps == np.rint(steps)).all()
+    assert 0 <= steps.min() <= steps.max() <= math.log(4) / ENTROPY_STEP_NATS
 
 
 def test_what_repeats_becomes_foreseeable() -> None:

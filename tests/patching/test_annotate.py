@@ -219,7 +219,7 @@ def test_there_must_be_training_data(tmp_path: Path) -> None:
 
 def test_too_little_training_data_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path / "train", [np.frombuffer(b"ACG", np.uint8)] * 5)
-    with pytest.raises(NgramError, match="no stretch of 5 bases"):
+    with pytest.raises(NgramError, match="no stretch of 7 bases"):
         annotate_dataset(config_for(tmp_path))
     assert not list(tmp_path.glob("*patches*"))
 
