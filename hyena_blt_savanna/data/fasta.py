@@ -15,6 +15,7 @@ from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.nucleotides import BASES, IUPAC, Bytes
 
 _CHUNK_BYTES = 1 << 22
+_LISTED_NAMES = 8
 _GZIP_MAGIC = b"\x1f\x8b"
 _WHITE_SPACE = b"\r\n \t"
 _ALLOWED = BASES + IUPAC + (BASES + IUPAC).lower()
@@ -124,29 +125,40 @@ def read_region(path: Path, name: str, start: int, stop: int) -> Bytes:
         FastaError: there is no such record or region, or the file can't be read.
     """
     if _is_gzip(path):
+        names = []
         for record in read_fasta(path):
             if record.name == name:
-                return _checked_region(path, name, record.sequence[start:stop], start, stop)
-        raise FastaError(path, None, None, f"no record named {name!r}")
+                return _checked_region(path, name, record.sequence[start:stop], start, stop, len(record.sequence))
+            names.append(record.name)
+        raise _no_record(path, name, names)
     import pyfaidx
 
     try:
         with pyfaidx.Fasta(str(path), as_raw=True, sequence_always_upper=False) as fasta:
             if name not in fasta:
-                raise FastaError(path, None, None, f"no record named {name!r}")
-            letters = fasta[name][start:stop].encode()
+                raise _no_record(path, name, list(fasta.keys()))
+            letters, num_bases = fasta[name][start:stop].encode(), len(fasta[name])
     except pyfaidx.FastaIndexingError as error:
         raise FastaError(
             path, None, None, f"can't be indexed ({error}): give all lines of a record one length"
         ) from error
     sequence = np.frombuffer(letters.translate(_U_TO_T), dtype=np.uint8)
-    return _checked_region(path, name, sequence, start, stop)
+    return _checked_region(path, name, sequence, start, stop, num_bases)
 
 
-def _checked_region(path: Path, name: str, sequence: Bytes, start: int, stop: int) -> Bytes:
+def _checked_region(path: Path, name: str, sequence: Bytes, start: int, stop: int, num_bases: int) -> Bytes:
     if not 0 <= start <= stop or len(sequence) != stop - start:
-        raise FastaError(path, f"record {name!r}", None, f"no region {start:,} to {stop:,} in it")
+        raise FastaError(
+            path, f"record {name!r}", None, f"no region {start + 1:,}-{stop:,} in it: it has {num_bases:,} bases"
+        )
     return sequence
+
+
+def _no_record(path: Path, name: str, names: list[str]) -> FastaError:
+    more = f" and {len(names) - _LISTED_NAMES:,} more" if len(names) > _LISTED_NAMES else ""
+    return FastaError(
+        path, None, None, f"no record named {name!r}; its records: {', '.join(names[:_LISTED_NAMES])}{more}"
+    )
 
 
 def _is_gzip(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.fasta import read_fasta, read_region
 from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.data.regions import Region
 from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, score_windows
 from hyena_blt_savanna.evaluation.sequences import scored_bases, without_end
 from hyena_blt_savanna.evaluation.windows import ScoredWindow, check_window, overlapping_windows
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 WINDOW_BASES = 8192
 """Window of a model that does not know what it was trained on."""
-
-_REGION = re.compile(r"(?P<name>.+):(?P<first>[\d,]*\d[\d,]*)-(?P<last>[\d,]*\d[\d,]*)")
 
 
 class EvaluationError(ValueError):
@@ -203,18 +201,12 @@ def fasta_documents(path: Path, region: str | None = None) -> Iterator[Bytes]:
         region: RECORD:FROM-TO, counted from 1, both ends included: this stretch alone, as a sequence of its own.
 
     Raises:
-        EvaluationError: the region can't be understood.
+        RegionError: the region can't be understood.
         FastaError: there is no such region, or the file can't be read.
     """
     if region is None:
         return (record.sequence for record in read_fasta(path))
-    found = _REGION.fullmatch(region)
-    if found is None:
-        raise EvaluationError(f"region {region!r} is not RECORD:FROM-TO, such as chr20:1-64,444,167 (counted from 1)")
-    name, first, last = found["name"], *(int(found[end].replace(",", "")) for end in ("first", "last"))
-    if not 1 <= first <= last:
-        raise EvaluationError(f"region {region!r}: bases are counted from 1, and the first comes before the last")
-    return iter([read_region(path, name, first - 1, last)])
+    return iter([read_region(path, *Region.parse(region))])
 
 
 def dataset_documents(prefix: Path) -> Iterator[Bytes]:

@@ -7,7 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from hyena_blt_savanna.evaluation.bits_per_base import EvaluationError, evaluate_bits_per_base, fasta_documents
+from hyena_blt_savanna.data.regions import RegionError
+from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
 from hyena_blt_savanna.evaluation.generation import generate
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_fasta
 
@@ -77,7 +78,7 @@ def test_regions_are_counted_from_one_with_both_ends(tmp_path: Path, compress: b
 
 @pytest.mark.parametrize("region", ["chr2", "chr2:5", "chr2:0-4", "chr2:7-6", "chr2:a-b", ":1-2"])
 def test_regions_that_make_no_sense_are_refused(fasta: Path, region: str) -> None:
-    with pytest.raises(EvaluationError, match="counted from 1"):
+    with pytest.raises(RegionError, match="counted from 1"):
         fasta_documents(fasta, region)
 
 
