@@ -7,7 +7,8 @@ Counted are multiplications and additions, one each, of what grows with width: m
 - Fourier convolution of size n: a real transform there and one back, 2.5 n log2 n each, and a complex product of
   n / 2 values at 6, for each channel; one more transform for each filter
 - hyena_li filter of order O: 2 O a position and filter
-- causal attention over L positions: L^2 / 2 pairs, 4 operations each a channel (query times key, weight times value)
+- causal attention over L positions: L^2 / 2 pairs, 4 operations each a channel (query times key, weight times value);
+  in a window of w positions L w - w^2 / 2 pairs, w at most L
 
 A backward pass costs twice as much.
 """
@@ -20,7 +21,7 @@ from collections import Counter
 from torch import nn
 
 from hyena_blt_savanna.model.convolution import LONGEST_SHIFTED, next_fast_length
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.local_encoder import LocalConfig
 from hyena_blt_savanna.model.operators import OPERATOR_KINDS
@@ -29,7 +30,10 @@ from hyena_blt_savanna.nucleotides import NUM_SCORED
 
 
 def count_flops(
-    model: nn.Module | HyenaBLTConfig | IsotropicConfig, num_bases: int, num_patches: int = 0
+    model: nn.Module | HyenaBLTConfig | IsotropicConfig,
+    num_bases: int,
+    num_patches: int = 0,
+    objective: Objective = "next_base",
 ) -> dict[str, float]:
     """Operations of one forward pass over one sequence.
 
@@ -37,6 +41,7 @@ def count_flops(
         model: a HyenaBLT or an Isotropic, or the configuration of one.
         num_bases: L.
         num_patches: P; not read for the isotropic model.
+        objective: the autoencoder of patches leaves the hybrid's stack out.
 
     Returns:
         Operations by part: `projections`, `mlp`, `short_convolutions`, `fourier_convolutions`, `filters`, `attention`
@@ -48,7 +53,7 @@ def count_flops(
         parts["head"] = 2.0 * config.stack.width * config.num_rows * num_bases
     else:
         assert isinstance(config, HyenaBLTConfig)
-        parts = stack_flops(config.global_model, num_patches)
+        parts = stack_flops(config.global_model, num_patches) if objective == "next_base" else {}
         width = config.local_width
         # A linear map for each place of a patch, into the global model and out of it; the start vector goes out too.
         place = 2.0 * config.max_patch_bases * width * config.global_model.width
@@ -67,7 +72,8 @@ def stack_flops(config: StackConfig, num_positions: int) -> dict[str, float]:
         parts["projections"] += 8 * width * width * length
         parts["mlp"] += 6 * width * config.mlp.hidden_width(width) * length
         if name == "attention":
-            parts["attention"] += 2 * length * length * width
+            window = min(config.attention.window or length, length)
+            parts["attention"] += 2 * window * (2 * length - window) * width
             continue
         parts.update(_convolution_flops(length, hyena.featurizer_taps, 3 * width, 3 * width))
         kind = OPERATOR_KINDS[name]

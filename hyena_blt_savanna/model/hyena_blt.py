@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from pydantic import PositiveInt
@@ -15,6 +15,16 @@ from hyena_blt_savanna.model.local_encoder import LocalConfig, LocalEncoder
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED, VOCABULARY_SIZE
+
+Objective: TypeAlias = Literal["next_base", "autoencoder"]
+"""What a base is predicted from besides the bases before it: what the global model made of the patches before its
+own, or what the encoder made of its own."""
+
+UNREAD_WEIGHTS: dict[Objective, tuple[str, ...]] = {
+    "next_base": (),
+    "autoencoder": ("global_model.*", "decoder.start"),
+}
+"""Patterns of the names of the weights that an objective never reads."""
 
 
 class HyenaBLTConfig(Config):
@@ -79,21 +89,41 @@ class HyenaBLT(nn.Module):
         nn.init.zeros_(self.decoder.head.weight)
         nn.init.normal_(self.encoder.lengths.weight, std=0.02)
 
-    def forward(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
+    def forward(self, bases: Tensor, patch_lengths: Tensor, objective: Objective = "next_base") -> Tensor:
         """Scores the next base at each base.
 
         Args:
             bases: int64 [B, L].
             patch_lengths: integer [B, P]; zeros are padding, on the right. What they leave of the bases is an
                 unfinished patch.
+            objective: next_base is the language model; autoencoder see `reconstruct`.
 
         Returns:
             float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document.
         """
         layout = lay_out(patch_lengths, bases.shape[1], self.config.max_patch_bases)
         x_BLD, patches_BPM = self.encoder(bases, layout)
+        if objective == "autoencoder":
+            # The decoder reads one patch behind: with each vector one patch early, a base reads its own patch's.
+            early_BPM = torch.cat([patches_BPM[:, 1:], torch.zeros_like(patches_BPM[:, :1])], 1)
+            return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0])
         patches_BPM = self.global_model(patches_BPM)
         return self.decoder(x_BLD, patches_BPM, patch_lengths)
+
+    def reconstruct(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
+        """Scores each base from the encoder's vector of its own patch and the bases before it: no global model.
+
+        Changing base t changes, before t, the logits that score bases of t's own patch and no others.
+
+        Args:
+            bases: int64 [B, L].
+            patch_lengths: integer [B, P]; zeros are padding, on the right. Bases of an unfinished patch, which has
+                no vector yet, are scored from a vector of zeros.
+
+        Returns:
+            float [B, L, NUM_SCORED]: logits at t score base t + 1, from the vector of patch `patch_of(t + 1)`.
+        """
+        return self(bases, patch_lengths, objective="autoencoder")
 
 
 def _class_of_byte() -> Tensor:

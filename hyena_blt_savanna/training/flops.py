@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hyena_blt_savanna.model.flops import count_flops
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 
 BACKWARD_RATIO = 2
@@ -11,7 +11,10 @@ BACKWARD_RATIO = 2
 
 
 def training_flops_per_base(
-    config: HyenaBLTConfig | IsotropicConfig, window_bases: int, mean_patch_bases: float
+    config: HyenaBLTConfig | IsotropicConfig,
+    window_bases: int,
+    mean_patch_bases: float,
+    objective: Objective = "next_base",
 ) -> float:
     """Operations of a forward and a backward pass, a base; what is computed a second time does not count.
 
@@ -19,6 +22,7 @@ def training_flops_per_base(
         config: of the model.
         window_bases: bases of a window.
         mean_patch_bases: bases of a patch, on average.
+        objective: what is trained.
     """
-    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases))["total"]
+    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases), objective)["total"]
     return (1 + BACKWARD_RATIO) * forward / window_bases
