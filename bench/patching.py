@@ -20,8 +20,9 @@ from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.calibration import calibrate
+from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.ngram import NgramConfig
-from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, StaticRule, cut
+from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, StaticRule
 
 GOAL_ENTROPIES = 2e6
 GOAL_BOUNDARIES = 100e6

@@ -36,11 +36,12 @@ from hyena_blt_savanna.data.splits import SPLIT_NAMES
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.calibration import Calibration, calibrate
+from hyena_blt_savanna.patching.cutting import PatchCutter, cut
 from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies
 from hyena_blt_savanna.patching.marks import place_after
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import Patcher
-from hyena_blt_savanna.patching.rules import BudgetRule, PatchCutter, PatchRule, PatchRuleConfig, StaticRule, cut
+from hyena_blt_savanna.patching.rules import BudgetRule, PatchRule, PatchRuleConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,12 @@ class AnnotationConfig(Config):
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
         if self.rule.needs_entropies and self.entropy_model is None:
-            raise ValueError(f"rule {self.rule.kind!r} reads entropies: set entropy_model, or use the rule static")
-        if isinstance(self.rule, StaticRule):
+            raise ValueError(f"rule {self.rule.kind!r} reads entropies: set entropy_model, or use static or byte")
+        if not self.rule.needs_entropies:
             if self.mean_patch_bases is not None:
                 raise ValueError(
-                    "the rule static is not calibrated: set rule.patch_bases, and mean_patch_bases to null"
+                    f"the rule {self.rule.kind} is not calibrated: set mean_patch_bases to null, and the length in "
+                    "rule.patch_bases of static"
                 )
         elif (self.mean_patch_bases is None) == (self.rule.limit_nats is None):
             raise ValueError(

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.rules import PatchRuleConfig, PatchRuleError, cut
+from hyena_blt_savanna.patching.cutting import cut
+from hyena_blt_savanna.patching.rules import PatchRuleConfig, PatchRuleError
 
 _STEPS = 40
 _TOLERANCE = 0.02

@@ -18,6 +18,7 @@ from hyena_blt_savanna.data.manifest import EntropyModelDescription
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, IUPAC, JOIN_MARKS, TAG_MARK, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+from hyena_blt_savanna.patching.cutting import PatchCutter
 from hyena_blt_savanna.patching.entropy_models import (
     EntropyModel,
     EntropyModelError,
@@ -27,7 +28,7 @@ from hyena_blt_savanna.patching.entropy_models import (
     save_entropy_model,
 )
 from hyena_blt_savanna.patching.marks import IN_TAG, PLACE, states_before
-from hyena_blt_savanna.patching.rules import BudgetRule, PatchCutter, PatchRule, PatchRuleConfig, PatchRuleError
+from hyena_blt_savanna.patching.rules import BudgetRule, PatchRule, PatchRuleConfig, PatchRuleError
 
 FORMAT_VERSION = 1
 PATCHER_FILE = "patcher.yaml"
@@ -64,7 +65,7 @@ class Patcher:
 
     def __init__(self, entropy_model: EntropyModel | None, rule: PatchRuleConfig) -> None:
         if rule.needs_entropies and entropy_model is None:
-            raise PatchRuleError(f"rule {rule.kind!r} reads entropies: give an entropy model, or use the rule static")
+            raise PatchRuleError(f"rule {rule.kind!r} reads entropies: give an entropy model, or use static or byte")
         PatchCutter(rule)
         self.entropy_model = entropy_model
         self.rule = rule

@@ -25,11 +25,12 @@ from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import tag_length
 from hyena_blt_savanna.patching import annotate
 from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset, fold_stretches, patcher_folder
+from hyena_blt_savanna.patching.cutting import PatchCutter
 from hyena_blt_savanna.patching.marks import forced_starts
 from hyena_blt_savanna.patching.ngram import EntropyTable
 from hyena_blt_savanna.patching.ngram_smoothing import NgramError
 from hyena_blt_savanna.patching.patcher import Patcher
-from hyena_blt_savanna.patching.rules import PatchCutter, PatchRuleError
+from hyena_blt_savanna.patching.rules import PatchRuleError
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset
 
 REPOSITORY = Path(__file__).parents[2]

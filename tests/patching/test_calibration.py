@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hyena_blt_savanna.patching.calibration import calibrate
-from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError, StaticRule, cut
+from hyena_blt_savanna.patching.cutting import cut
+from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError, StaticRule
 from hyena_blt_savanna.testing.toy_streams import random_bases
 
 BASES = random_bases(50_000, 1)

@@ -17,10 +17,11 @@ from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
 from hyena_blt_savanna.data.errors import DiskFullError
 from hyena_blt_savanna.patching import Patcher, compute_entropy, segment_sequence
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError, load_entropy_model, save_entropy_model
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import MODEL_FILE, PATCHER_FILE, SequenceError
-from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError, StaticRule, cut
+from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError, StaticRule
 from hyena_blt_savanna.testing.toy_streams import as_bytes, markov_bases, random_bases, stream_with_marks
 
 MODEL = NgramConfig(order=3, smoothing_folds=2).fit(markov_bases(20_000, 4)[0])

@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.patching.cutting import PatchCutter, cut
 from hyena_blt_savanna.patching.marks import forced_starts
 from hyena_blt_savanna.patching.rules import (
     BudgetRule,
     EntropyRule,
-    PatchCutter,
     PatchRule,
     PatchRuleConfig,
     PatchRuleError,
     StaticRule,
-    cut,
 )
 
 ALPHABET = list(b"ACGTACGTACGTacgtNn|@#B\0")
@@ -145,7 +144,7 @@ def test_pieces_of_a_long_stream_are_cut_as_one(rule: PatchRuleConfig, monkeypat
     generator = np.random.default_rng(4)
     bases = generator.choice(np.array(ALPHABET, dtype=np.uint8), 1000)
     entropies = generator.uniform(0.5, 1.38, len(bases)).astype(np.float32)
-    monkeypatch.setattr("hyena_blt_savanna.patching.rules._PIECE_BASES", 7)
+    monkeypatch.setattr("hyena_blt_savanna.patching.cutting._PIECE_BASES", 7)
     assert starts_of(cut(bases, entropies, rule)) == reference_starts(bases, entropies, rule)
 
 
