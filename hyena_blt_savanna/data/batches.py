@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.data.order import keyed_integer, keyed_permutation, order_key
 from hyena_blt_savanna.data.weights import fold_and_weigh, weight_table
-from hyena_blt_savanna.data.windows import Window, WindowReader
+from hyena_blt_savanna.data.windows import Window, WindowCutter, WindowReader
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER
 
 _POLL_SECONDS = 0.1
@@ -104,11 +105,13 @@ class TrainingSamples:
 
     Args:
         prefix: path of the dataset without its suffix.
-        annotation: name of the patch boundaries.
+        annotation: name of the patch boundaries; None: each base a patch.
         strands: "both" or "forward".
         seed: decides the order and the offsets.
         repeat_weight: weight of repeat-masked bases as targets.
         window_patches: more patches than this are cut off a window; None never cuts.
+        left_out: the fold that is left out; None: nothing is.
+        cutter: cuts each window anew; None: they are cut as stored.
 
     Raises:
         DataError: the data or the boundaries are missing, broken, or don't belong together.
@@ -117,24 +120,37 @@ class TrainingSamples:
     def __init__(
         self,
         prefix: Path,
-        annotation: str = "patches",
+        annotation: str | None = "patches",
         strands: Literal["both", "forward"] = "both",
         seed: int = 0,
         repeat_weight: float = 1.0,
         window_patches: int | None = None,
+        left_out: LeftOut | None = None,
+        cutter: WindowCutter | None = None,
     ) -> None:
         self.prefix = prefix
         self.seed = seed
         self.repeat_weight = repeat_weight
         self.window_patches = window_patches
+        self.cutter = cutter
         names: tuple[Strand, ...] = ("forward", "reverse") if strands == "both" else ("forward",)
         reader = IndexedReader(prefix)
-        self._readers = [WindowReader(prefix, annotation, name, reader) for name in names]
+        self._readers = [WindowReader(prefix, annotation, name, reader, left_out) for name in names]
+        if cutter is not None and cutter.needs_entropies:
+            for strand in self._readers:
+                strand.open_entropies()
 
     @property
     def num_bytes(self) -> int:
-        """Length of the stream in bases."""
-        return self._readers[0].num_bytes
+        """Bases of an epoch on one strand: the stream's, less what is left out."""
+        return min(reader.ring.num_bytes for reader in self._readers)
+
+    @property
+    def longest_patch_bases(self) -> int:
+        """No window has a longer patch."""
+        if self.cutter is not None:
+            return self.cutter.longest_patch_bases
+        return max(reader.longest_patch_bases for reader in self._readers)
 
     def num_windows(self, window_bases: int) -> int:
         """Windows of an epoch, over all strands.
@@ -147,7 +163,7 @@ class TrainingSamples:
                 f"{data_path(self.prefix)} has {self.num_bytes:,} bases, fewer than one window of {window_bases:,}: "
                 "take a smaller window_bases or more data"
             )
-        longest = max(reader.longest_patch_bases for reader in self._readers)
+        longest = self.longest_patch_bases
         if longest > window_bases:
             raise DataError(
                 f"{data_path(self.prefix)}: the longest patch has {longest:,} bases, more than a window of "
@@ -155,13 +171,14 @@ class TrainingSamples:
             )
         return -(-self.num_bytes // window_bases) * len(self._readers)
 
-    def sample(self, stage: int, window_bases: int, global_index: int) -> Window:
+    def sample(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
         """One window of training.
 
         Args:
             stage: index of the training stage; each has its own order.
             window_bases: the stage's window.
             global_index: place of the window in the stage, counted over all ranks, from 0.
+            progress: how much of the training is behind it, from 0 to 1; only a cutter looks at it.
 
         Raises:
             DataError: as `num_windows`.
@@ -171,7 +188,11 @@ class TrainingSamples:
         offset = keyed_integer(window_bases, order_key(self.seed, stage, epoch, "offset"))
         chosen = keyed_permutation(place, num_windows, order_key(self.seed, stage, epoch, "order"))
         index, strand = divmod(chosen, len(self._readers))
-        return self._readers[strand].ring_window(index, window_bases, offset, self.window_patches)
+        reader = self._readers[strand]
+        if self.cutter is None:
+            return reader.ring_window(index, window_bases, offset, self.window_patches)
+        key = order_key(self.seed, stage, global_index, "cuts")
+        return reader.cut_window(index, window_bases, offset, self.cutter, key, progress, self.window_patches)
 
 
 class BatchLoader:
@@ -192,6 +213,7 @@ class BatchLoader:
         micro_batch_windows: windows of one micro batch; a step has batch_windows / num_ranks / micro_batch_windows.
         start_step: the first step to give, where training resumes.
         num_prefetched: micro batches that may wait.
+        progress_of: how much of the training, from 0 to 1, is behind a step of this stage; 1 if left out.
 
     Raises:
         DataError: there are fewer windows than the ranks need, the stream is shorter than a window, or a step can't
@@ -209,6 +231,7 @@ class BatchLoader:
         micro_batch_windows: int = 1,
         start_step: int = 0,
         num_prefetched: int = 2,
+        progress_of: Callable[[int], float] = lambda step: 1.0,
     ) -> None:
         assert 0 <= rank < num_ranks
         num_windows = samples.num_windows(window_bases)
@@ -227,6 +250,7 @@ class BatchLoader:
         self.batch_windows, self.micro_batch_windows = batch_windows, micro_batch_windows
         self.rank, self.num_ranks = rank, num_ranks
         self._step = start_step
+        self._progress_of = progress_of
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=num_prefetched)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._prepare, name="batches", daemon=True)
@@ -277,8 +301,9 @@ class BatchLoader:
     def _prepare(self) -> None:
         try:
             while not self._closed.is_set():
+                progress = self._progress_of(self._step)
                 for indices in self.global_indices(self._step):
-                    windows = [self.samples.sample(self.stage, self.window_bases, index) for index in indices]
+                    windows = [self.samples.sample(self.stage, self.window_bases, index, progress) for index in indices]
                     if not self._put(collate(windows, self.samples.repeat_weight)):
                         return
                 self._step += 1
@@ -301,7 +326,7 @@ class EvaluationWindows(Sequence[Window]):
 
     Args:
         prefix: path of the dataset without its suffix.
-        annotation: name of the patch boundaries.
+        annotation: name of the patch boundaries; None: each base a patch.
         strand: "forward" or "reverse".
         window_bases: bases in which a window's patches start.
 
@@ -310,7 +335,7 @@ class EvaluationWindows(Sequence[Window]):
     """
 
     def __init__(
-        self, prefix: Path, annotation: str = "patches", strand: Strand = "forward", window_bases: int = 8192
+        self, prefix: Path, annotation: str | None = "patches", strand: Strand = "forward", window_bases: int = 8192
     ) -> None:
         self.window_bases = window_bases
         self._reader = WindowReader(prefix, annotation, strand)

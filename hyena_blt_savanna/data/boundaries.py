@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numba import njit
@@ -189,6 +189,7 @@ def write_annotation_manifest(
     rule: dict[str, Any],
     calibration: dict[str, Any] | None = None,
     entropy_model: EntropyModelDescription | None = None,
+    entropies_sha256: dict[Strand, str] | None = None,
 ) -> AnnotationManifest:
     """Completes an annotation, after its boundary files.
 
@@ -199,6 +200,7 @@ def write_annotation_manifest(
         rule: the rule's kind and settings.
         calibration: how its threshold was found.
         entropy_model: None for a rule that needs none.
+        entropies_sha256: digest of each strand's stored entropies, where they were stored.
 
     Returns:
         The manifest as written.
@@ -219,11 +221,54 @@ def write_annotation_manifest(
             "statistics": {strand: writer.statistics for strand, writer in by_strand.items()},
             "forward_sha256": by_strand["forward"].sha256,
             "reverse_sha256": reverse.sha256 if reverse else None,
+            "entropies_sha256": entropies_sha256 or {},
             "versions": current_versions(),
         }
     )
     write_manifest(annotation_prefix(prefix, name), manifest)
     return manifest
+
+
+class Boundaries(Protocol):
+    """Where the patches of a stream start."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the stream in bases."""
+
+    @property
+    def longest_patch_bases(self) -> int:
+        """Length of the longest patch."""
+
+    @property
+    def last_start(self) -> int:
+        """Start of the stream's last patch."""
+
+    def patches(self, start: int, stop: int) -> tuple[int, NDArray[np.int32]]:
+        """See `BoundaryReader.patches`."""
+
+
+class SingleBases:
+    """Each base a patch, with no file: for models of single bases.
+
+    Args:
+        num_bytes: length of the stream in bases.
+    """
+
+    longest_patch_bases = 1
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+
+    @property
+    def last_start(self) -> int:
+        """Start of the stream's last base."""
+        return self.num_bytes - 1
+
+    def patches(self, start: int, stop: int) -> tuple[int, NDArray[np.int32]]:
+        """See `BoundaryReader.patches`."""
+        start, stop = max(0, start), min(stop, self.num_bytes)
+        return min(start, self.num_bytes), np.ones(max(0, stop - start), dtype=np.int32)
 
 
 class BoundaryReader:

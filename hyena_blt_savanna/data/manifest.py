@@ -108,6 +108,8 @@ class AnnotationManifest(Config):
     forward_sha256: str
     reverse_sha256: str | None = None
     """None where the reverse strand is not used (RNA)."""
+    entropies_sha256: dict[Strand, str] = Field(default_factory=dict)
+    """Digest of each strand's stored entropies, where they were stored."""
     versions: dict[str, str]
 
 

@@ -8,19 +8,27 @@ Evaluation takes o = 0 and windows 0, 1, ... up to the one with the last patch: 
 the grid by an offset o in [0, W), and reads the stream as a ring: its ceil(num_bytes / W) windows start at o and
 go on at the stream's start once they have passed its end. So every base is trained on in every epoch, the number
 of windows does not depend on o, and there is no short window before o. Fewer than W bases come twice, others in
-each epoch. A window across the seam has a document border there, as it would between any two documents.
+each epoch. A window across the seam has a document border there, as it would between any two documents. Where a fold
+is left out, the ring joins what is left, and the seams are more.
+
+A window that is cut anew holds bases [o + kW, o + (k+1)W) exactly: a patch starts at its first base, and its last
+patch ends with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.data.boundaries import BoundaryReader, boundary_prefix
+from hyena_blt_savanna.data.boundaries import Boundaries, BoundaryReader, SingleBases, boundary_prefix
+from hyena_blt_savanna.data.entropies import EntropyReader
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.folds import LeftOut, stretches_without
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.data.strands import StrandReader
@@ -46,14 +54,77 @@ class Window:
     num_cut_patches: int = 0
 
 
+class WindowCutter(Protocol):
+    """Cuts windows in the loader, in place of stored boundaries. A pure function of what it is given."""
+
+    @property
+    def needs_entropies(self) -> bool:
+        """Whether it reads entropies."""
+
+    @property
+    def longest_patch_bases(self) -> int:
+        """No patch that it makes is longer."""
+
+    def cut(
+        self,
+        bases: Bytes,
+        entropies: NDArray[np.float32] | None,
+        num_leading_tag_bytes: int,
+        key: bytes,
+        progress: float,
+    ) -> NDArray[np.int32]:
+        """Cuts the bases of one window.
+
+        Args:
+            bases: uint8 [L], case as on disk.
+            entropies: float32 [L], nats, where they are needed.
+            num_leading_tag_bytes: bytes at the start that belong to an opening tag.
+            key: of the window (see `order.order_key`); chance follows from it.
+            progress: how much of the training is behind it, from 0 to 1.
+
+        Returns:
+            int32 [P], in bases; they sum to L.
+        """
+
+
+class Ring:
+    """Stretches of a stream joined end to end, the last one to the first.
+
+    Args:
+        stretches: [start, stop) of each, at least one, in stream order.
+    """
+
+    def __init__(self, stretches: Sequence[tuple[int, int]]) -> None:
+        assert stretches
+        self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
+        lengths = np.array([stop - start for start, stop in stretches], dtype=np.int64)
+        self._ends = np.cumsum(lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Length in bases."""
+        return int(self._ends[-1])
+
+    def pieces(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """What `length` bases from a place of the ring on are in the stream: [start, stop) of each piece."""
+        start %= self.num_bytes
+        while length > 0:
+            index = int(np.searchsorted(self._ends, start, side="right"))
+            taken = min(length, int(self._ends[index]) - start)
+            stop = int(self._starts[index]) + taken + start - (int(self._ends[index - 1]) if index else 0)
+            yield stop - taken, stop
+            start, length = (start + taken) % self.num_bytes, length - taken
+
+
 class WindowReader:
     """Reads windows of one strand of a dataset; each touches only its own bytes and boundary blocks.
 
     Args:
         prefix: path of the dataset without its suffix.
-        annotation: name of the patch boundaries.
+        annotation: name of the patch boundaries; None: each base a patch.
         strand: "forward" or "reverse".
         reader: the open dataset, where several readers share one.
+        left_out: the fold that training windows leave out.
 
     Raises:
         DataError: the data or the boundaries are missing, broken, or don't belong together.
@@ -62,19 +133,35 @@ class WindowReader:
     def __init__(
         self,
         prefix: Path,
-        annotation: str = "patches",
+        annotation: str | None = "patches",
         strand: Strand = "forward",
         reader: IndexedReader | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
-        self.prefix = prefix
+        self.prefix, self.annotation = prefix, annotation
+        reader = reader or IndexedReader(prefix)
+        self.bases = StrandReader(reader, strand)
+        self.ring = Ring(stretches_without(reader, strand, left_out) if left_out else [(0, self.bases.num_bytes)])
+        self._entropies: EntropyReader | None = None
+        if annotation is None:
+            self.boundaries: Boundaries = SingleBases(self.bases.num_bytes)
+            return
         self.boundaries = BoundaryReader(prefix, annotation, strand)
-        self.bases = StrandReader(reader or IndexedReader(prefix), strand)
         if self.bases.num_bytes != self.boundaries.num_bytes:
             raise DataError(
                 f"{data_path(prefix)} has {self.bases.num_bytes:,} bytes, but "
                 f"{data_path(boundary_prefix(prefix, annotation, strand))} describes "
                 f"{self.boundaries.num_bytes:,}: prepare and annotate the data again"
             )
+
+    def open_entropies(self) -> None:
+        """Makes the stored entropies ready for `cut_window`.
+
+        Raises:
+            DataError: none were stored with the boundaries, or they are of other data.
+        """
+        assert self.annotation is not None
+        self._entropies = EntropyReader(self.prefix, self.annotation, self.bases.strand)
 
     @property
     def num_bytes(self) -> int:
@@ -109,29 +196,49 @@ class WindowReader:
         """As `window`, with the stream read as a ring: what lies past its end is at its start.
 
         Args:
-            index: 0 to ceil(num_bytes / window_bases) - 1.
-            window_bases: W, at most the stream's length.
+            index: 0 to ceil(ring.num_bytes / window_bases) - 1.
+            window_bases: W, at most the ring's length.
             offset: o, in [0, W).
             max_patches: as in `window`.
         """
-        assert 0 <= offset < window_bases <= self.num_bytes
-        start = (offset + index * window_bases) % self.num_bytes
-        stop = start + window_bases
-        window = self.read(start, stop, max_patches)
-        if stop <= self.num_bytes:
-            return window
-        left = None if max_patches is None else max_patches - len(window.patch_lengths)
-        rest = self.read(0, stop - self.num_bytes, left)
-        if window.num_cut_patches:
-            # Nothing may follow a cut: the rest is cut off too.
-            assert not len(rest.patch_lengths)
-        return Window(
-            bases=np.concatenate([window.bases, rest.bases]),
-            patch_lengths=np.concatenate([window.patch_lengths, rest.patch_lengths]),
-            start=window.start if len(window.bases) else rest.start,
-            num_leading_tag_bytes=window.num_leading_tag_bytes if len(window.bases) else rest.num_leading_tag_bytes,
-            num_cut_patches=window.num_cut_patches + rest.num_cut_patches,
-        )
+        assert 0 <= offset < window_bases <= self.ring.num_bytes
+        pieces: list[Window] = []
+        for start, stop in self.ring.pieces(offset + index * window_bases, window_bases):
+            left = None if max_patches is None else max_patches - sum(len(piece.patch_lengths) for piece in pieces)
+            pieces.append(self.read(start, stop, left))
+        return _joined(pieces)
+
+    def cut_window(
+        self,
+        index: int,
+        window_bases: int,
+        offset: int,
+        cutter: WindowCutter,
+        key: bytes,
+        progress: float,
+        max_patches: int | None = None,
+    ) -> Window:
+        """As `ring_window`, with boundaries that are found here and now instead of stored ones.
+
+        Args:
+            index: as in `ring_window`.
+            window_bases: W, exactly the window's length if nothing is cut off.
+            offset: o, in [0, W).
+            cutter: finds the boundaries.
+            key: of the window, for the cutter.
+            progress: of the training, for the cutter.
+            max_patches: as in `window`.
+
+        `open_entropies` comes first where the cutter needs entropies.
+        """
+        pieces: list[Window] = []
+        for start, stop in self.ring.pieces(offset + index * window_bases, window_bases):
+            bases = self.bases.read(start, stop)
+            entropies = self._entropies.read(start, stop) if self._entropies is not None else None
+            lengths = cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress)
+            left = None if max_patches is None else max_patches - sum(len(piece.patch_lengths) for piece in pieces)
+            pieces.append(self._first_patches(start, lengths, left))
+        return _joined(pieces)
 
     def read(self, start: int, stop: int, max_patches: int | None = None) -> Window:
         """The patches that start in [start, stop), clipped to the stream.
@@ -141,14 +248,30 @@ class WindowReader:
             stop: base after the last one.
             max_patches: patches beyond that many are cut off; None never cuts.
         """
-        first, lengths = self.boundaries.patches(start, stop)
-        num_cut = 0 if max_patches is None else max(0, len(lengths) - max_patches)
+        return self._first_patches(*self.boundaries.patches(start, stop), max_patches)
+
+    def _first_patches(self, start: int, lengths: NDArray[np.int32], max_patches: int | None) -> Window:
+        """The window of the patches from a place on, without those that are too many."""
+        num_cut = 0 if max_patches is None else max(0, len(lengths) - max(0, max_patches))
         lengths = lengths[: len(lengths) - num_cut]
-        end = first + int(lengths.sum(dtype=np.int64))
         return Window(
-            bases=self.bases.read(first, end),
+            bases=self.bases.read(start, start + int(lengths.sum(dtype=np.int64))),
             patch_lengths=lengths,
-            start=first,
-            num_leading_tag_bytes=self.bases.tag_bytes_at(first),
+            start=start,
+            num_leading_tag_bytes=self.bases.tag_bytes_at(start),
             num_cut_patches=num_cut,
         )
+
+
+def _joined(pieces: Sequence[Window]) -> Window:
+    """Windows end to end; the first one that has bases says where the whole one starts."""
+    filled = [piece for piece in pieces if len(piece.bases)] or pieces[:1]
+    if len(filled) == 1:
+        return replace(filled[0], num_cut_patches=sum(piece.num_cut_patches for piece in pieces))
+    return Window(
+        bases=np.concatenate([piece.bases for piece in filled]),
+        patch_lengths=np.concatenate([piece.patch_lengths for piece in filled]),
+        start=filled[0].start,
+        num_leading_tag_bytes=filled[0].num_leading_tag_bytes,
+        num_cut_patches=sum(piece.num_cut_patches for piece in pieces),
+    )
