@@ -20,7 +20,9 @@ _State = tuple[int, int, float, float]
 """What the stream so far leaves behind: the mark state, then the bases and the nats of the patch that is not
 finished yet, and the entropy of the last base."""
 
-_FIRST_STATE: _State = (START, 0, 0.0, 0.0)
+
+def _first_state(mark: int) -> _State:
+    return mark | FORCED, 0, 0.0, 0.0
 
 
 # One conjunction serves every rule: a limit that a rule lacks is minus infinity. Without short-circuits there is one
@@ -81,15 +83,17 @@ class PatchCutter:
 
     Args:
         rule: a calibrated rule.
+        state: what the marks before the first base leave behind (see `marks`); by default it begins a stream. The
+            first base starts a patch in any case.
 
     Raises:
         PatchRuleError: the rule has not been calibrated.
     """
 
-    def __init__(self, rule: PatchRuleConfig) -> None:
+    def __init__(self, rule: PatchRuleConfig, state: int = START) -> None:
         self._needs_entropies = rule.needs_entropies
         self._limits = (*rule.kernel_limits, rule.max_patch_bases)
-        self._state = _FIRST_STATE
+        self._state = _first_state(state)
 
     @property
     def num_unfinished_bases(self) -> int:
@@ -129,9 +133,12 @@ class PatchCutter:
         return np.concatenate(found)
 
     def finish(self) -> NDArray[np.int32]:
-        """Ends the stream: the length of its last patch, int32 [1], or [0] for a stream without bases."""
+        """Ends the stream: the length of its last patch, int32 [1], or [0] for a stream without bases.
+
+        What is read next begins another stream.
+        """
         length = self.num_unfinished_bases
-        self._state = _FIRST_STATE
+        self._state = _first_state(START)
         return np.array([length] if length else [], dtype=np.int32)
 
     def next_starts_patch(self, entropy_nats: float) -> bool:
