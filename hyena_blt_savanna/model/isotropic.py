@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.initialisation import small_init_std
+from hyena_blt_savanna.model.kmers import KmerConfig, KmerTables
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import VOCABULARY_SIZE
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
@@ -23,6 +24,8 @@ class IsotropicConfig(Config):
     """The name of this architecture in configuration files."""
     stack: StackConfig
     """The blocks between embedding and head."""
+    kmers: KmerConfig | None = None
+    """Tables whose vectors are added to each base's own; null for none."""
     tied_head: bool = True
     """Whether the head's weight is the embedding's, as in Evo 2."""
     round_vocabulary_to: int = Field(8, gt=0)
@@ -32,6 +35,14 @@ class IsotropicConfig(Config):
     def num_rows(self) -> int:
         """Rows of the embedding."""
         return -(-VOCABULARY_SIZE // self.round_vocabulary_to) * self.round_vocabulary_to
+
+    @property
+    def reach_bases(self) -> int | None:
+        """Bases that the logits at a base are computed from, itself included; None: all since the first."""
+        reaches = [self.stack.reach(block) for block in self.stack.blocks]
+        if self.kmers is not None:
+            reaches.append(max(self.kmers.sizes, default=1) - 1)
+        return None if None in reaches else 1 + sum(reach for reach in reaches if reach is not None)
 
     def build(self, context: ContextParallel = SINGLE_RANK) -> Isotropic:
         """The model with fresh weights, drawn from torch's default generator."""
@@ -49,10 +60,44 @@ class Isotropic(nn.Module):
     def __init__(self, config: IsotropicConfig, context: ContextParallel = SINGLE_RANK) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config.num_rows, config.stack.width)
+        self.context = context
+        width = config.stack.width
+        self.embedding = Embedding(config.num_rows, width)
+        self.kmers = None if config.kmers is None else KmerTables(config.kmers, width)
+        if self.kmers is not None:
+            # The sum of the tables has the standard deviation of a base's own vector.
+            nn.init.normal_(self.kmers.weight, std=small_init_std(width) / max(len(self.kmers.sizes), 1) ** 0.5)
         self.stack = config.stack.build(context)
-        self.head = self.embedding if config.tied_head else Embedding(config.num_rows, config.stack.width)
+        self.head = self.embedding if config.tied_head else Embedding(config.num_rows, width)
         self.register_buffer("class_of_byte", torch.arange(VOCABULARY_SIZE), persistent=False)
+
+    @property
+    def reach_bases(self) -> int | None:
+        """See `IsotropicConfig.reach_bases`."""
+        return self.config.reach_bases
+
+    def states(self, bases: Tensor) -> Tensor:
+        """What the head reads at each base.
+
+        Args:
+            bases: int64 [B, L].
+
+        Returns:
+            [B, L, M].
+        """
+        x_BLM = self.embedding(bases)
+        if self.kmers is not None:
+            x_BLM = x_BLM + self._kmer_vectors(bases)
+        states: Tensor = self.stack(x_BLM)
+        return states
+
+    def _kmer_vectors(self, bases: Tensor) -> Tensor:
+        assert self.kmers is not None
+        num_left = max(self.kmers.sizes, default=1) - 1
+        left = self.context.halo(bases, num_left, sequence_dim=1) if num_left else None
+        if left is None:
+            return self.kmers(bases)
+        return self.kmers(torch.cat([left, bases], dim=1))[:, num_left:]
 
     def forward(self, bases: Tensor, patch_lengths: Tensor | None = None) -> Tensor:
         """Scores the next base at each base.
@@ -64,7 +109,7 @@ class Isotropic(nn.Module):
         Returns:
             [B, L, 512]: logits at t score base t + 1; columns are byte values.
         """
-        logits: Tensor = self.head(self.stack(self.embedding(bases)))
+        logits: Tensor = self.head(self.states(bases))
         return logits[..., :VOCABULARY_SIZE]
 
 

@@ -33,8 +33,8 @@ class KmerConfig(Config):
         return sum(4**k + 1 for k in self.sizes)
 
 
-class KmerEmbedding(nn.Module):
-    """Sum of a base's own vector and those of the k-mers that end at it.
+class KmerTables(nn.Module):
+    """Sum of the vectors of the k-mers that end at a base.
 
     The index of a k-mer is its base-4 number, so that no two words share a row; words that hold another letter, or
     reach back before the first base, share one row a table.
@@ -48,16 +48,10 @@ class KmerEmbedding(nn.Module):
     def __init__(self, config: KmerConfig, width: int) -> None:
         super().__init__()
         self.sizes = config.sizes
-        self.bases = nn.Embedding(VOCABULARY_SIZE, width)
         # One table for all k keeps the number of look-ups, and of parameters to keep track of, at one.
-        self.kmers = nn.Embedding(max(config.num_rows(), 1), width)
+        self.weight = nn.Parameter(torch.empty(max(config.num_rows(), 1), width))
+        nn.init.normal_(self.weight)
         self.register_buffer("base_codes", _base_codes(), persistent=False)
-
-    def reset_parameters(self, std: float) -> None:
-        """Draws rows so that the sum over all tables has standard deviation `std`."""
-        share = std / (len(self.sizes) + 1) ** 0.5
-        nn.init.normal_(self.bases.weight, std=share)
-        nn.init.normal_(self.kmers.weight, std=share)
 
     def indices(self, bases: Tensor) -> Tensor:
         """Rows of the table for each base.
@@ -83,13 +77,32 @@ class KmerEmbedding(nn.Module):
         return torch.stack(rows, -1)
 
     def forward(self, bases: Tensor) -> Tensor:
+        """Args: bases int64 [B, L]. Returns: [B, L, D]; zeros without tables."""
+        if not self.sizes:
+            return self.weight.new_zeros(*bases.shape, self.weight.shape[1])
+        indices = self.indices(bases)
+        pooled = nn.functional.embedding_bag(indices.flatten(0, 1), self.weight, mode="sum")
+        return pooled.view(*bases.shape, -1)
+
+
+class KmerEmbedding(nn.Module):
+    """Sum of a base's own vector and those of the k-mers that end at it."""
+
+    def __init__(self, config: KmerConfig, width: int) -> None:
+        super().__init__()
+        self.bases = nn.Embedding(VOCABULARY_SIZE, width)
+        self.kmers = KmerTables(config, width)
+
+    def reset_parameters(self, std: float) -> None:
+        """Draws rows so that the sum over all tables has standard deviation `std`."""
+        share = std / (len(self.kmers.sizes) + 1) ** 0.5
+        nn.init.normal_(self.bases.weight, std=share)
+        nn.init.normal_(self.kmers.weight, std=share)
+
+    def forward(self, bases: Tensor) -> Tensor:
         """Args: bases int64 [B, L]. Returns: [B, L, D]."""
         x_BLD = self.bases(bases)
-        if not self.sizes:
-            return x_BLD
-        indices = self.indices(bases)
-        pooled = nn.functional.embedding_bag(indices.flatten(0, 1), self.kmers.weight, mode="sum")
-        return x_BLD + pooled.view_as(x_BLD)
+        return x_BLD + self.kmers(bases) if self.kmers.sizes else x_BLD
 
 
 def _shift(values: Tensor, back: int, fill: int) -> Tensor:

@@ -55,6 +55,16 @@ class StackConfig(Config):
             raise ValueError(f"num_heads = {self.num_heads} does not cut width = {self.width} into heads of even width")
         return self
 
+    def reach(self, block: str) -> int | None:
+        """Positions before a position that a block of that name reads there; None: all of them."""
+        if block == "attention":
+            return None if self.attention.window is None else self.attention.window - 1
+        kind = OPERATOR_KINDS[block]
+        if kind == "li":
+            return None
+        num_taps = self.hyena.se_taps if kind == "se" else self.hyena.mr_taps
+        return self.hyena.featurizer_taps - 1 + num_taps - 1
+
     def build(self, context: ContextParallel = SINGLE_RANK) -> Stack:
         """The stack, freshly initialised."""
         return Stack(self, context)

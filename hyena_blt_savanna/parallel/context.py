@@ -57,6 +57,19 @@ class ContextParallel(ABC):
             no rank has a neighbour, which means all zeros.
         """
 
+    def earlier(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
+        """What was read before a gathered sequence, where a sequence is read in several passes.
+
+        Args:
+            x: the gathered sequence.
+            length: number of positions wanted, at least 1.
+            sequence_dim: the dimension of the sequence.
+
+        Returns:
+            A tensor like x with up to `length` positions, fewer where the sequence has not begun; None: there are none.
+        """
+        return None
+
 
 class SingleRank(ContextParallel):
     """The whole sequence on one rank: every exchange is the identity."""

@@ -23,7 +23,7 @@ def row_of(word: bytes) -> int:
 @pytest.mark.parametrize("sizes", [(2,), (1, 3), (2, 3, 4, 5, 6, 7, 8)])
 def test_rows_are_base_four_numbers_of_the_words_that_end_at_a_base(sizes):
     embedding = KmerEmbedding(KmerConfig(sizes=sizes), width=3)
-    found = embedding.indices(to_tensor(SEQUENCE))[0]
+    found = embedding.kmers.indices(to_tensor(SEQUENCE))[0]
     first_row = 0
     for column, k in enumerate(sizes):
         for base in range(len(SEQUENCE)):
@@ -37,14 +37,14 @@ def test_the_vector_of_a_base_is_the_sum_of_its_rows():
     torch.manual_seed(0)
     embedding = KmerEmbedding(KmerConfig(sizes=(2, 5)), width=4)
     bases = to_tensor(SEQUENCE)
-    expected = embedding.bases.weight[bases] + embedding.kmers.weight[embedding.indices(bases)].sum(2)
+    expected = embedding.bases.weight[bases] + embedding.kmers.weight[embedding.kmers.indices(bases)].sum(2)
     torch.testing.assert_close(embedding(bases), expected)
 
 
 def test_no_two_words_share_a_row():
     embedding = KmerEmbedding(KmerConfig(sizes=(4,)), width=1)
     words = torch.cartesian_prod(*[torch.tensor(list(b"ACGT"))] * 4)
-    assert embedding.indices(words)[:, -1, 0].unique().numel() == 4**4
+    assert embedding.kmers.indices(words)[:, -1, 0].unique().numel() == 4**4
 
 
 @pytest.mark.parametrize("sizes", [[0], [13], [3, 3]])
