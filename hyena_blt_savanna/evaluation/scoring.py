@@ -95,7 +95,7 @@ def embed(
     overlap_bases = window_bases // 2 if overlap_bases is None else overlap_bases
     base_parts, patch_parts = [], []
     for window in overlapping_windows(bases, lengths, window_bases, overlap_bases):
-        base_states, patch_states = _states(model.module, *_batch([window], model.device))
+        base_states, patch_states = _states(model.module, *side_by_side([window], model.device))
         end = 1 + len(window.bases)
         base_parts.append(base_states[0, 1 + window.first_scored : end].float().cpu().numpy())
         if patch_states is not None:
@@ -149,14 +149,19 @@ def score_windows(
         Each window, in an order of its own, and float32 [number of its scored bases]: the log-likelihoods in nats
         of the bases from `first_scored` on; NaN for bytes that the model does not predict.
     """
+    for batch in batches_of_like_length(windows, batch_windows):
+        scores = _log_likelihoods(model.module, *side_by_side(batch, model.device))
+        for row, window in enumerate(batch):
+            yield window, scores[row, window.first_scored : len(window.bases)]
+
+
+def batches_of_like_length(windows: Iterable[ScoredWindow], batch_windows: int) -> Iterator[list[ScoredWindow]]:
+    """Groups windows, those of like length together: in an order of its own, so that little is padded."""
     windows = iter(windows)
     while some := list(itertools.islice(windows, _SORTED_BATCHES * batch_windows)):
         some.sort(key=lambda window: len(window.bases))
         for first in range(0, len(some), batch_windows):
-            batch = some[first : first + batch_windows]
-            scores = _log_likelihoods(model.module, *_batch(batch, model.device))
-            for row, window in enumerate(batch):
-                yield window, scores[row, window.first_scored : len(window.bases)]
+            yield some[first : first + batch_windows]
 
 
 @torch.inference_mode()
@@ -191,8 +196,12 @@ def _states(module: nn.Module, bases: Tensor, patch_lengths: Tensor) -> tuple[Te
     return kept["bases"], kept.get("patches")
 
 
-def _batch(windows: Sequence[ScoredWindow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Windows side by side, each behind an end-of-document byte that is a patch of its own."""
+def side_by_side(windows: Sequence[ScoredWindow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows as the model reads them, each behind an end-of-document byte that is a patch of its own.
+
+    Returns:
+        bases int64 [B, 1 + longest window], upper case, padded on the right; patch lengths int32 [B, 1 + P].
+    """
     bases = np.full((len(windows), 1 + max(len(window.bases) for window in windows)), PADDING, dtype=np.int64)
     lengths = np.zeros((len(windows), 1 + max(len(window.patch_lengths) for window in windows)), dtype=np.int32)
     bases[:, 0], lengths[:, 0] = END_OF_DOCUMENT, 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hyena_blt_savanna.model.hyena_blt import Objective
 from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
@@ -58,6 +59,8 @@ class Totals:
         bases: bases read, whether scored or not.
         patches: patches read.
         cut_patches: patches that were left out because their window had too many.
+        exact_patches: patches that were reconstructed exactly; looked at in validation only.
+        judged_patches: patches that could be.
     """
 
     nats: float = 0.0
@@ -65,13 +68,15 @@ class Totals:
     bases: float = 0.0
     patches: float = 0.0
     cut_patches: float = 0.0
+    exact_patches: float = 0.0
+    judged_patches: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> list[float]:
         """The sums in the order of the attributes."""
-        return [self.nats, self.weight, self.bases, self.patches, self.cut_patches]
+        return list(astuple(self))
 
     @property
     def nats_per_base(self) -> float:
@@ -93,6 +98,7 @@ class TrainingEngine:
         precision: bf16 computes matrix products in bfloat16 and keeps fp32 weights (torch.autocast, by DeepSpeed).
         deepspeed_block: DeepSpeed's own settings, such as `zero_optimization`.
         torch_optimizer: takes the place of AdamW.
+        objective: what the model is asked for; anything but next_base is for a HyenaBLT.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class TrainingEngine:
         precision: Precision = "fp32",
         deepspeed_block: Mapping[str, Any] | None = None,
         torch_optimizer: torch.optim.Optimizer | None = None,
+        objective: Objective = "next_base",
     ) -> None:
         import deepspeed
 
@@ -111,6 +118,7 @@ class TrainingEngine:
         self.ranks = ranks
         self.gradient_clipping = gradient_clipping
         self.precision = precision
+        self.objective = objective
         self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
         self.module = model
         # The engine copies a buffer of the model to the device with the rest.
@@ -131,7 +139,7 @@ class TrainingEngine:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable weights of the whole model."""
+        """Weights of the whole model, whether they are trained or not."""
         return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
 
     @property
@@ -157,7 +165,9 @@ class TrainingEngine:
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         """Logits [B, L, C] of a batch that is on the device."""
-        return self.deepspeed(batch.bases, batch.patch_lengths)
+        # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
+        asked = {} if self.objective == "next_base" else {"objective": self.objective}
+        return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
 
     def accumulate(self, micro_batches: Sequence[TrainingBatch]) -> Totals:
         """Computes the gradients of one step.

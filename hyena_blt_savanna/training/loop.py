@@ -175,6 +175,10 @@ class TrainingLoop:
     def _validate(self, progress: Progress, stage: int, validate: Callable[[], Totals]) -> None:
         began = time.perf_counter()
         totals = validate()
+        shares = {}
+        if self.engine.objective == "autoencoder":
+            judged = totals.judged_patches
+            shares["share_of_patches_exact"] = totals.exact_patches / judged if judged else None
         self.reporter.validation(
             {
                 "step": progress.step,
@@ -183,6 +187,7 @@ class TrainingLoop:
                 "bits_per_base": totals.nats_per_base / NATS_PER_BIT,
                 "num_bases": totals.weight,
                 "mean_patch_bases": totals.bases / totals.patches if totals.patches else None,
+                **shares,
                 "validation_seconds": time.perf_counter() - began,
             }
         )

@@ -18,8 +18,10 @@ from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.manifest import manifest_path
 from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
+from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
+from hyena_blt_savanna.training.first_weights import freeze, load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
@@ -74,8 +76,10 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
     Raises:
         RunInUseError: another job works in the run folder.
         DataError: the data or their boundaries are missing, broken, too short, or don't belong together.
+        PretrainedError: there is no whole checkpoint to start from.
         ScheduleError: the batch can't be shared among the ranks.
-        CheckpointError: the run folder's checkpoint is of another model, or one can't be written.
+        CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
+            written.
         DivergedError: the gradients are no longer finite.
     """
     for stage in config.training.stages:
@@ -91,7 +95,7 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
             folder.checkpoints, config.training.checkpoints, config.to_dict(), ranks, data.native_writer()
         )
         newest = checkpoints.find_newest()
-        engine = build_engine(config, ranks)
+        engine = build_engine(config, ranks, None if newest else config.start_from)
         progress = checkpoints.load(engine, newest) if newest else Progress()
         plan = make_plan(config)
         if progress.step >= plan.num_steps:
@@ -111,7 +115,9 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
             checkpoints=checkpoints,
             reporter=reporter,
             validate=data.validator(engine),
-            flops_per_base=lambda stage, patch: training_flops_per_base(config.model, stage.window_bases, patch),
+            flops_per_base=lambda stage, patch: training_flops_per_base(
+                config.model, stage.window_bases, patch, config.training.objective
+            ),
             peak_flops=facts["peak_flops"],
             check=lambda: on_first_rank(ranks, lock.check),
         )
@@ -202,10 +208,24 @@ class RunData:
         return Patcher.load(folder)
 
 
-def build_engine(config: RunConfig, ranks: Ranks) -> TrainingEngine:
-    """The model with its first weights, under DeepSpeed."""
+def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None) -> TrainingEngine:
+    """The model with its first weights, under DeepSpeed.
+
+    Args:
+        config: of the run.
+        ranks: every rank calls.
+        start_from: a checkpoint that the weights come from; None draws them.
+
+    Raises:
+        PretrainedError: there is no checkpoint, or it is broken.
+        CheckpointError: it is of another model.
+    """
     torch.manual_seed(config.seed)
     model = config.model_to_build().build()
+    if start_from is not None:
+        load_first_weights(model, config.model, start_from)
+    objective = config.training.objective
+    freeze(model, UNREAD_WEIGHTS[objective])
     # Ranks start from the same weights and draw different numbers from here on.
     torch.manual_seed(config.seed + 1 + ranks.rank)
     training = config.training
@@ -216,6 +236,7 @@ def build_engine(config: RunConfig, ranks: Ranks) -> TrainingEngine:
         training.gradient_clipping,
         faster_precision(ranks.device) if training.precision == "auto" else training.precision,
         config.deepspeed_block(),
+        objective=objective,
     )
 
 
@@ -238,6 +259,7 @@ def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
     [peak_flops] = engine.ranks.sum([measure_peak_flops(engine.ranks.device, dtype)])
     return {
         "model": config.model.kind,
+        "objective": engine.objective,
         "num_parameters": engine.num_parameters,
         "num_ranks": engine.ranks.num_ranks,
         "num_threads": torch.get_num_threads(),

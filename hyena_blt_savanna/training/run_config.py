@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
@@ -68,6 +68,8 @@ class TrainingConfig(Config):
 
     stages: list[StageConfig] = Field(min_length=1)
     """Window and batch, stage after stage."""
+    objective: Objective = "next_base"
+    """autoencoder: local encoder and decoder alone reconstruct each patch; the global model stays as it is."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -93,6 +95,8 @@ class RunConfig(Config):
     """Folder of the run; a run that is started again on it goes on from its newest checkpoint."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
+    start_from: Path | None = None
+    """First weights: a checkpoint of the same model, or a run folder; null draws them. Not read when a run goes on."""
     data: DataSourceConfig
     """What is trained on."""
     model: ModelConfig
@@ -122,6 +126,16 @@ class RunConfig(Config):
                     f"training.stages.{index}.window_bases {stage.window_bases} is shorter than a patch may be "
                     f"(model.max_patch_bases {longest})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        objective = self.training.objective
+        if objective != "next_base" and self.model.kind != "hyena_blt":
+            raise ValueError(
+                f"training.objective {objective} is for a model of patches (model.kind hyena_blt), and model.kind is "
+                f"{self.model.kind}: use training.objective=next_base"
+            )
         return self
 
     def model_to_build(self) -> ModelConfig:

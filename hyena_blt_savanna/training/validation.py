@@ -9,6 +9,8 @@ import torch
 from pydantic import PositiveInt
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.evaluation.reconstruction import wrong_bases
+from hyena_blt_savanna.nucleotides import BASES
 from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
 from hyena_blt_savanna.training.loss import base_nats, scored_weight
 
@@ -83,11 +85,20 @@ def validate(
 def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -> Totals:
     batch = engine.to_device(batch)
     weights = batch.loss_weights * counts[:, None].to(batch.loss_weights)
-    nats = base_nats(engine.forward(batch), batch.bases, engine.class_of_byte)
+    logits = engine.forward(batch)
+    nats = base_nats(logits, batch.bases, engine.class_of_byte)
     lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device)]
+    num_exact, num_judged = 0.0, 0.0
+    if engine.objective == "autoencoder":
+        classes = engine.class_of_byte[batch.bases]
+        is_scored = (weights > 0) & (classes >= 0) & (classes < len(BASES))
+        wrong, is_judged = wrong_bases(logits, batch.bases, batch.patch_lengths, engine.class_of_byte, is_scored)
+        num_exact, num_judged = float((is_judged & (wrong == 0)).sum()), float(is_judged.sum())
     return Totals(
         nats=float((nats.double() * weights[:, 1:]).sum()),
         weight=float(scored_weight(weights)),
         bases=float(lengths.sum()) - len(lengths),
         patches=float((lengths > 0).sum()) - len(lengths),
+        exact_patches=num_exact,
+        judged_patches=num_judged,
     )

@@ -1,0 +1,58 @@
+"""The weights that a run begins with, and which of them it leaves as they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import nn
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.evaluation.native_checkpoint import read_native
+from hyena_blt_savanna.training.checkpoints import CheckpointError, differing_keys
+
+logger = logging.getLogger(__name__)
+
+
+def load_first_weights(model: nn.Module, config: Config, path: Path) -> None:
+    """Gives a model the weights of a checkpoint of the same architecture. Before DeepSpeed cuts them up.
+
+    Args:
+        model: fresh, on the CPU.
+        config: what it was built from.
+        path: a native checkpoint, a training checkpoint that holds one, or a run folder (its newest whole one).
+
+    Raises:
+        PretrainedError: there is no checkpoint, or it is broken.
+        CheckpointError: it is of another model.
+    """
+    native = read_native(path)
+    # How much is kept for the backward pass is no part of a model.
+    saved, given = (part.to_dict() for part in (native.config, config))
+    differing = [
+        line
+        for line in differing_keys(saved, given, "model")
+        if not line.split(":")[0].endswith(".activation_checkpointing")
+    ]
+    if differing:
+        raise CheckpointError(
+            f"start_from: {native.folder} is a checkpoint of another model:\n"
+            + "\n".join(f"  {line}" for line in differing)
+            + "\ngive the run these keys as the checkpoint has them, or start from another one"
+        )
+    model.load_state_dict(native.module.state_dict())
+    logger.info("first weights from %s", native.folder)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leaves weights as they are: no gradients, no optimizer state, no decay.
+
+    Args:
+        model: before its optimizer is made.
+        patterns: of the names of its parameters, `*` and `?`.
+    """
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
