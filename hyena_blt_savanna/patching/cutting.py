@@ -113,7 +113,7 @@ class PatchCutter:
         Raises:
             PatchRuleError: the entropies are missing, not finite, or not as many as the bases.
         """
-        entropies = self._checked(bases, entropies)
+        entropies = checked_entropies(bases, entropies) if self._needs_entropies else np.empty(0, dtype=np.float32)
         # Pieces that stay in the cache, with one buffer for all, are faster than one pass over a long stream.
         buffer = np.empty(min(len(bases), _PIECE_BASES), dtype=np.int32)
         found = [buffer[:0]]
@@ -167,21 +167,6 @@ class PatchCutter:
         self._state = int(NEXT_STATE[mark & PLACE, BYTE_CLASS[base]]), length + 1, total + entropy, entropy
         return starts
 
-    def _checked(self, bases: Bytes, entropies: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        if not self._needs_entropies:
-            return np.empty(0, dtype=np.float32)
-        if entropies is None:
-            raise PatchRuleError(
-                "this rule reads entropies, and none were given: name an entropy model, or use static or byte"
-            )
-        if entropies.shape != bases.shape:
-            raise PatchRuleError(f"{len(bases)} bases, but entropies of shape {list(entropies.shape)}: give one a base")
-        # One sum finds a NaN or an infinity anywhere at a fraction of the cost of a mask.
-        if not np.isfinite(entropies.sum(dtype=np.float64)):
-            first = int(np.flatnonzero(~np.isfinite(entropies))[0])
-            raise PatchRuleError(f"entropies[{first}] is {entropies[first]}: entropies must be finite, in nats")
-        return np.ascontiguousarray(entropies, dtype=np.float32)
-
 
 def cut(bases: Bytes, entropies: NDArray[np.float32] | None, rule: PatchRuleConfig) -> NDArray[np.int32]:
     """Cuts a whole stream into patches.
@@ -199,3 +184,22 @@ def cut(bases: Bytes, entropies: NDArray[np.float32] | None, rule: PatchRuleConf
     """
     cutter = PatchCutter(rule)
     return np.concatenate([cutter.cut(bases, entropies), cutter.finish()])
+
+
+def checked_entropies(bases: Bytes, entropies: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Entropies, contiguous float32 [L], that fit the bases, uint8 [L].
+
+    Raises:
+        PatchRuleError: they are missing, not finite, or not as many as the bases.
+    """
+    if entropies is None:
+        raise PatchRuleError(
+            "this rule reads entropies, and none were given: name an entropy model, or use static or byte"
+        )
+    if entropies.shape != bases.shape:
+        raise PatchRuleError(f"{len(bases)} bases, but entropies of shape {list(entropies.shape)}: give one a base")
+    # One sum finds a NaN or an infinity anywhere at a fraction of the cost of a mask.
+    if not np.isfinite(entropies.sum(dtype=np.float64)):
+        first = int(np.flatnonzero(~np.isfinite(entropies))[0])
+        raise PatchRuleError(f"entropies[{first}] is {entropies[first]}: entropies must be finite, in nats")
+    return np.ascontiguousarray(entropies, dtype=np.float32)
