@@ -57,6 +57,7 @@ class NativeCheckpoint:
         config: the model's.
         patcher: finds patch boundaries; None for a model of single bases.
         window_bases: longest window that the model was trained on, if known.
+        trained_on: the digest of the training data, and the fold of them that was left out, if known.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class NativeCheckpoint:
     config: Config
     patcher: Patcher | None
     window_bases: int | None
+    trained_on: dict[str, Any] | None = None
 
 
 def save_pretrained(
@@ -72,6 +74,7 @@ def save_pretrained(
     model_config: Config,
     patcher: Patcher | None,
     window_bases: int | None = None,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a native checkpoint, whole or not at all.
 
@@ -81,6 +84,7 @@ def save_pretrained(
         model_config: the model's configuration; its `kind` tells which model to build.
         patcher: cuts sequences as the training data were cut; None for a model of single bases.
         window_bases: longest window of the training; evaluation takes it by default.
+        trained_on: `data_sha256` of the training data and the fold `left_out` of them, or None.
 
     Raises:
         PretrainedError: it can't be written, or the patcher cuts longer patches than the model has places for;
@@ -92,6 +96,7 @@ def save_pretrained(
         "format_version": FORMAT_VERSION,
         "kind": model_config.to_dict()["kind"],
         "window_bases": window_bases,
+        "trained_on": trained_on,
         "versions": _versions(),
     }
     try:
@@ -138,6 +143,7 @@ def read_native(path: Path) -> NativeCheckpoint:
         config=config,
         patcher=patcher,
         window_bases=about.get("window_bases"),
+        trained_on=about.get("trained_on"),
     )
 
 

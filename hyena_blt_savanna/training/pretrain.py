@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
-from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.manifest import manifest_path
-from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
-from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
+from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.first_weights import freeze, load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
@@ -28,11 +24,8 @@ from hyena_blt_savanna.training.loop import Plan, TrainingLoop
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.run_config import RunConfig
+from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
-from hyena_blt_savanna.training.validation import spread, validate
-
-if TYPE_CHECKING:
-    from hyena_blt_savanna.patching.patcher import Patcher
 
 logger = logging.getLogger(__name__)
 
@@ -122,90 +115,6 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
             check=lambda: on_first_rank(ranks, lock.check),
         )
         return loop.run(progress)
-
-
-class RunData:
-    """The data of a run, as one rank reads them.
-
-    Args:
-        config: of the run.
-        ranks: this process among all.
-
-    Raises:
-        DataError: the data or the boundaries are missing, broken, too short, or don't belong together.
-    """
-
-    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        self._config = config
-        self._ranks = ranks
-        source = config.data
-        self._samples = TrainingSamples(
-            source.folder / "train",
-            source.annotation,
-            source.strands,
-            config.seed,
-            source.repeat_weight,
-            source.window_patches,
-        )
-        validation = manifest_path(source.folder / "validation")
-        if config.training.validation is not None and not validation.is_file():
-            raise DataError(
-                f"{validation}: no such file: the data have no validation part; "
-                "prepare more data or a larger split.validation, or set training.validation=null"
-            )
-        for stage in config.training.stages:
-            self._samples.num_windows(stage.window_bases)
-
-    @contextmanager
-    def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
-        """This rank's micro batches of a stage, from a step on."""
-        settings = self._config.training.stages[stage]
-        with BatchLoader(
-            self._samples,
-            stage,
-            settings.window_bases,
-            settings.batch_windows,
-            self._ranks.rank,
-            self._ranks.num_ranks,
-            settings.micro_batch(self._ranks.num_ranks),
-            start_step,
-        ) as loader:
-            yield iter(loader)
-
-    def validator(self, engine: TrainingEngine) -> Callable[[], Totals] | None:
-        """What scores the validation windows, if the run validates."""
-        settings = self._config.training.validation
-        if settings is None:
-            return None
-        last = self._config.training.stages[-1]
-        window_bases = settings.window_bases or last.window_bases
-        windows = EvaluationWindows(
-            self._config.data.folder / "validation", self._config.data.annotation, "forward", window_bases
-        )
-        wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
-        indices = spread(len(windows), wanted)
-        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.num_ranks)
-        return lambda: validate(
-            engine, indices, micro_batch, lambda chosen: collate([windows[index] for index in chosen])
-        )
-
-    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
-        """What writes consolidated weights, with the patcher that cut the data."""
-        patcher = self._load_patcher()
-        longest = max(stage.window_bases for stage in self._config.training.stages)
-        return lambda folder, weights: save_pretrained(folder, weights, self._config.model, patcher, longest)
-
-    def _load_patcher(self) -> Patcher | None:
-        if self._config.model.kind == "isotropic":
-            return None
-        folder = self._config.data.folder / f"{self._config.data.annotation}.patcher"
-        if not folder.is_dir():
-            if self._ranks.is_first:
-                logger.warning("%s: no such folder; the checkpoints can't find boundaries in new sequences", folder)
-            return None
-        from hyena_blt_savanna.patching.patcher import Patcher
-
-        return Patcher.load(folder)
 
 
 def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None) -> TrainingEngine:

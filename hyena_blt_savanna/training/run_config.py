@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
@@ -14,6 +14,7 @@ from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
+from hyena_blt_savanna.training.run_data import DataSourceConfig
 from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
 from hyena_blt_savanna.training.validation import ValidationConfig
 
@@ -45,22 +46,6 @@ OWNED_DEEPSPEED_KEYS = {
 """Keys of DeepSpeed's configuration that follow from ours, and from which."""
 
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
-
-
-class DataSourceConfig(Config):
-    """What is trained on."""
-
-    folder: Path
-    """Holds train.bin, validation.bin and their boundaries, as tools/prepare_genomes.py and tools/annotate_patches.py
-    leave them."""
-    annotation: str = "patches"
-    """Name of the patch boundaries."""
-    strands: Literal["both", "forward"] = "both"
-    """Whether the reverse strand is trained on too."""
-    repeat_weight: NonNegativeFloat = 1.0
-    """Weight of repeat-masked bases in the loss."""
-    window_patches: PositiveInt | None = None
-    """More patches than this are cut off a training window; null never cuts."""
 
 
 class TrainingConfig(Config):
@@ -116,6 +101,15 @@ class RunConfig(Config):
         if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError("zero_optimization must be a mapping with a stage of 0, 1, 2 or 3")
         return block
+
+    @model_validator(mode="after")
+    def _data_fit(self) -> Self:
+        source = self.data
+        if self.model.kind == "hyena_blt" and source.annotation is None:
+            raise ValueError("data.annotation is null, and model.kind hyena_blt reads patches: name their boundaries")
+        if self.model.kind == "isotropic" and source.cuts is not None:
+            raise ValueError("data.cuts is for a model of patches, and model.kind is isotropic: leave data.cuts out")
+        return self
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:

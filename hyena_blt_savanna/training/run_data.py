@@ -1,0 +1,177 @@
+"""The data of a training run: which windows, how they are cut, and what of it a checkpoint carries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.folds import LeftOut
+from hyena_blt_savanna.data.manifest import manifest_path, read_manifest
+from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
+from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
+from hyena_blt_savanna.patching.patcher import Patcher
+from hyena_blt_savanna.training.engine import Totals, TrainingEngine
+from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.schedule import total_steps
+from hyena_blt_savanna.training.validation import spread, validate
+
+if TYPE_CHECKING:
+    from hyena_blt_savanna.training.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+class DataSourceConfig(Config):
+    """What is trained on."""
+
+    folder: Path
+    """Holds train.bin, validation.bin and their boundaries, as tools/prepare_genomes.py and tools/annotate_patches.py
+    leave them."""
+    annotation: str | None = "patches"
+    """Name of the patch boundaries; null: none are read, for a model of single bases."""
+    strands: Literal["both", "forward"] = "both"
+    """Whether the reverse strand is trained on too."""
+    repeat_weight: NonNegativeFloat = 1.0
+    """Weight of repeat-masked bases in the loss."""
+    window_patches: PositiveInt | None = None
+    """More patches than this are cut off a training window; null never cuts."""
+    cuts: CutsConfig | None = None
+    """Training windows are cut anew, into other patches than the stored ones; null: they are read as stored."""
+    left_out: LeftOut | None = None
+    """A stretch of the training stream that is not trained on, on neither strand; null: all of it is."""
+
+    @model_validator(mode="after")
+    def _check_cuts(self) -> Self:
+        if self.cuts is not None and self.annotation is None:
+            raise ValueError("cuts changes the patches of an annotation: set annotation, or leave cuts out")
+        return self
+
+
+class RunData:
+    """The data of a run, as one rank reads them.
+
+    Args:
+        config: of the run.
+        ranks: this process among all.
+
+    Raises:
+        DataError: the data or the boundaries are missing, broken, too short, or don't belong together; or a patch is
+            longer than the model has places for.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._patcher = self._load_patcher()
+        source = config.data
+        self._samples = TrainingSamples(
+            source.folder / "train",
+            source.annotation,
+            source.strands,
+            config.seed,
+            source.repeat_weight,
+            source.window_patches,
+            source.left_out,
+            self._cutter(),
+        )
+        validation = manifest_path(source.folder / "validation")
+        if config.training.validation is not None and not validation.is_file():
+            raise DataError(
+                f"{validation}: no such file: the data have no validation part; "
+                "prepare more data or a larger split.validation, or set training.validation=null"
+            )
+        places = getattr(config.model, "max_patch_bases", None)
+        if places is not None and self._samples.longest_patch_bases > places:
+            raise DataError(
+                f"{source.folder} is cut into patches of up to {self._samples.longest_patch_bases} bases, and the "
+                f"model has places for {places}: set model.max_patch_bases to "
+                f"{self._samples.longest_patch_bases}, or cut shorter patches (rule.max_patch_bases, "
+                "data.cuts.blind_patch_bases)"
+            )
+        for stage in config.training.stages:
+            self._samples.num_windows(stage.window_bases)
+
+    @contextmanager
+    def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
+        """This rank's micro batches of a stage, from a step on."""
+        stages = self._config.training.stages
+        settings = stages[stage]
+        steps_before, num_steps = total_steps(stages[:stage]), total_steps(stages)
+        with BatchLoader(
+            self._samples,
+            stage,
+            settings.window_bases,
+            settings.batch_windows,
+            self._ranks.rank,
+            self._ranks.num_ranks,
+            settings.micro_batch(self._ranks.num_ranks),
+            start_step,
+            progress_of=lambda step: (steps_before + step) / num_steps,
+        ) as loader:
+            yield iter(loader)
+
+    def validator(self, engine: TrainingEngine) -> Callable[[], Totals] | None:
+        """What scores the validation windows, if the run validates; they are cut as stored."""
+        settings = self._config.training.validation
+        if settings is None:
+            return None
+        last = self._config.training.stages[-1]
+        window_bases = settings.window_bases or last.window_bases
+        windows = EvaluationWindows(
+            self._config.data.folder / "validation", self._config.data.annotation, "forward", window_bases
+        )
+        wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
+        indices = spread(len(windows), wanted)
+        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.num_ranks)
+        return lambda: validate(
+            engine, indices, micro_batch, lambda chosen: collate([windows[index] for index in chosen])
+        )
+
+    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
+        """What writes consolidated weights, with the patcher that cut the data and what they were trained on."""
+        longest = max(stage.window_bases for stage in self._config.training.stages)
+        trained_on = self.describe()
+        return lambda folder, weights: save_pretrained(
+            folder, weights, self._config.model, self._patcher, longest, trained_on
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The digest of the training data, and the fold of them that is left out."""
+        left_out = self._config.data.left_out
+        return {
+            "data_sha256": read_manifest(self._config.data.folder / "train").data_sha256,
+            "left_out": left_out.to_dict() if left_out else None,
+        }
+
+    def _cutter(self) -> AugmentedCutter | None:
+        cuts = self._config.data.cuts
+        if cuts is None:
+            return None
+        if self._patcher is None:
+            raise DataError(
+                f"{self._patcher_folder()}: no such folder, and data.cuts multiplies the limit of the rule in it: "
+                "annotate the data, or leave data.cuts out"
+            )
+        return AugmentedCutter(cuts, self._patcher.rule)
+
+    def _patcher_folder(self) -> Path:
+        return self._config.data.folder / f"{self._config.data.annotation}.patcher"
+
+    def _load_patcher(self) -> Patcher | None:
+        if self._config.model.kind == "isotropic":
+            return None
+        folder = self._patcher_folder()
+        if not folder.is_dir():
+            if self._ranks.is_first:
+                logger.warning("%s: no such folder; the checkpoints can't find boundaries in new sequences", folder)
+            return None
+        return Patcher.load(folder)
