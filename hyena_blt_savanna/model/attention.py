@@ -132,8 +132,8 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -
         parts.append(torch.stack([row.transpose(0, 1).flatten(1, 2) for row in rows]))
     if num_rest:
         num_last = window + num_rest
-        last = (part[:, :, -num_last:] for part in (key, value))
-        parts.append(attend(query[:, :, -num_rest:], *last, attn_mask=mask[:num_rest, :num_last]))
+        last_key, last_value = (part[:, :, -num_last:] for part in (key, value))
+        parts.append(attend(query[:, :, -num_rest:], last_key, last_value, attn_mask=mask[:num_rest, :num_last]))
     return torch.cat(parts, dim=2)
 
 

@@ -6,6 +6,7 @@ safetensors file that holds its tensors and, as metadata, its kind, its settings
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +19,7 @@ from numpy.typing import NDArray
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.marks import START
-from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
 
 FORMAT_VERSION = "1"
 
@@ -75,20 +74,29 @@ class EntropyModel(StreamEntropies, Protocol):
         """What a file of the model holds beside its settings."""
 
 
-_KINDS: dict[str, tuple[type[Config], type[Any]]] = {
-    "ngram": (NgramConfig, NgramModel),
-    "adaptive": (AdaptiveConfig, AdaptiveModel),
+_KINDS = {
+    "ngram": ("ngram", "NgramConfig", "NgramModel"),
+    "adaptive": ("adaptive", "AdaptiveConfig", "AdaptiveModel"),
+    "neural": ("neural", "NeuralConfig", "NeuralModel"),
 }
-"""Settings and class of each kind; the class has `from_tensors(config, tensors)`."""
+"""Module of this room, settings and class of each kind; the class has `from_tensors(config, tensors)`.
+
+By name, so that only who reads a neural model waits for torch."""
 
 
 def kind_of(model: EntropyModel) -> str:
     """Name of a model's kind."""
-    return next(kind for kind, (_, cls) in _KINDS.items() if isinstance(model, cls))
+    kind: str = model.config.to_dict()["kind"]
+    return kind
 
 
-def save_entropy_model(model: EntropyModel, path: Path) -> None:
+def save_entropy_model(model: EntropyModel, path: Path, about: dict[str, Any] | None = None) -> None:
     """Writes a model, whole or not at all.
+
+    Args:
+        model: any entropy model.
+        path: of the file.
+        about: what else is to be known of it, such as what it was trained on; `read_about` gives it back.
 
     Raises:
         DiskFullError: the disk is full.
@@ -98,9 +106,38 @@ def save_entropy_model(model: EntropyModel, path: Path) -> None:
         "kind": kind_of(model),
         "config": json.dumps(model.config.to_dict()),
         "digest": model.digest,
+        "about": json.dumps(about or {}),
     }
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.tensors().items()}
     write_whole(path, safetensors.numpy.save(tensors, metadata))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save_entropy_model` was given as `about`; empty where it was given nothing.
+
+    Raises:
+        EntropyModelError: the file is missing or damaged.
+    """
+    metadata, _ = _read_file(path, with_tensors=False)
+    try:
+        about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
+    except ValueError as error:
+        raise EntropyModelError(f"{path}: its `about` is not JSON: {error}") from error
+    return about
+
+
+def _read_file(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    if not path.is_file():
+        raise EntropyModelError(
+            f"{path}: no such file; an entropy model is stored by tools/annotate_patches.py or "
+            "tools/freeze_entropy_model.py"
+        )
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = file.keys() if with_tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise EntropyModelError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def load_entropy_model(path: Path) -> EntropyModel:
@@ -109,14 +146,7 @@ def load_entropy_model(path: Path) -> EntropyModel:
     Raises:
         EntropyModelError: the file is missing, damaged, of another version or kind, or not what its digest says.
     """
-    if not path.is_file():
-        raise EntropyModelError(f"{path}: no such file; an entropy model is stored by tools/annotate_patches.py")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise EntropyModelError(f"{path}: not a whole safetensors file: {error}") from error
+    metadata, tensors = _read_file(path)
     if metadata.get("format_version") != FORMAT_VERSION or metadata.get("kind") not in _KINDS:
         raise EntropyModelError(
             f"{path}: format_version {metadata.get('format_version')}, kind {metadata.get('kind')}; this code reads "
@@ -125,10 +155,11 @@ def load_entropy_model(path: Path) -> EntropyModel:
     missing = [name for name in ("config", "digest") if name not in metadata]
     if missing:
         raise EntropyModelError(f"{path}: its metadata lack {' and '.join(missing)}: annotate the data again")
-    config_class, model_class = _KINDS[metadata["kind"]]
+    module_name, config_name, model_name = _KINDS[metadata["kind"]]
+    module = importlib.import_module(f"hyena_blt_savanna.patching.{module_name}")
     try:
-        config = config_class.parse(json.loads(metadata["config"]), "its settings")
-        model: EntropyModel = model_class.from_tensors(config, tensors)
+        config: Config = getattr(module, config_name).parse(json.loads(metadata["config"]), "its settings")
+        model: EntropyModel = getattr(module, model_name).from_tensors(config, tensors)
     except ValueError as error:
         raise EntropyModelError(f"{path}: {error}") from error
     if model.digest != metadata["digest"]:
