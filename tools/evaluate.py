@@ -1,6 +1,8 @@
-"""python tools/evaluate.py CHECKPOINT --data FASTA [--region RECORD:FROM-TO] [--output FILE]
+"""python tools/evaluate.py CHECKPOINT --data DATA [--region RECORD:FROM-TO] [--reconstruction] [--output FILE]
 
-Bits per base of a model on sequences, in overlapping windows, as JSON. CHECKPOINT is a run folder or a checkpoint.
+Bits per base of a model on sequences, in overlapping windows, as JSON. CHECKPOINT is a run folder or a checkpoint;
+DATA is a FASTA file or the path of a dataset without its suffix. With --reconstruction: also how many patches the
+local modules alone reconstruct from their own vectors, and what linear probes find in these.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import sys
 from pathlib import Path
 
 from hyena_blt_savanna.data.whole_files import write_whole
-from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
+from hyena_blt_savanna.evaluation.bits_per_base import documents_of, evaluate_bits_per_base
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.evaluation.reconstruction import evaluate_reconstruction
 
 
 def main() -> int:
@@ -22,20 +25,22 @@ def main() -> int:
     logging.getLogger("hyena_blt_savanna").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="FASTA file, plain or gzipped")
+    parser.add_argument("--data", type=Path, required=True, help="FASTA file, plain or gzipped, or a dataset")
     parser.add_argument("--region", help="RECORD:FROM-TO, counted from 1, both ends included; a record of its own")
     parser.add_argument("--window-bases", type=int, help="default: the longest window of the training")
     parser.add_argument("--overlap-bases", type=int, help="least context of a scored base; default: half a window")
     parser.add_argument("--batch-windows", type=int, default=4, help="windows of one pass")
+    parser.add_argument("--reconstruction", action="store_true", help="what the vectors of patches keep")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     given = parser.parse_args()
     try:
         model = HyenaBLTModel.load_from_checkpoint(given.checkpoint, given.device)
-        documents = fasta_documents(given.data, given.region)
-        figures = evaluate_bits_per_base(
-            model, documents, given.window_bases, given.overlap_bases, given.batch_windows
-        ).to_dict()
+        sizes = (given.window_bases, given.overlap_bases, given.batch_windows)
+        figures = evaluate_bits_per_base(model, documents_of(given.data, given.region), *sizes).to_dict()
+        if given.reconstruction:
+            found = evaluate_reconstruction(model, documents_of(given.data, given.region), *sizes)
+            figures["reconstruction"] = found.to_dict()
         text = json.dumps({"checkpoint": str(given.checkpoint), "data": str(given.data), **figures}, indent=2)
         print(text)
         if given.output:

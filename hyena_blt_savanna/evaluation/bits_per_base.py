@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.fasta import read_fasta, read_region
-from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.data.indexed import IndexedReader, index_path
 from hyena_blt_savanna.data.regions import Region
 from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, score_windows
 from hyena_blt_savanna.evaluation.sequences import scored_bases, without_end
@@ -191,6 +191,25 @@ def ngram_bits_per_base(ngram: NgramModel, documents: Iterable[Bytes]) -> BitsPe
         sums.num_records += 1
         sums.add(bases, scored_bases(bases), ngram.log_probabilities(bases))
     return sums.result(is_patched=False, window_bases=None, overlap_bases=None)
+
+
+def documents_of(data: Path, region: str | None = None) -> Iterator[Bytes]:
+    """Sequences of a FASTA file or an indexed dataset, uint8 [L] each, case kept.
+
+    Args:
+        data: the file, or the path of a dataset without its suffix.
+        region: of a FASTA file, see `fasta_documents`.
+
+    Raises:
+        EvaluationError: a region of a dataset, whose documents have no names.
+        RegionError: the region can't be understood.
+        DataError: there is no such region, or the data are missing or broken.
+    """
+    if not index_path(data).is_file():
+        return fasta_documents(data, region)
+    if region is not None:
+        raise EvaluationError(f"{data} is a dataset, and region {region!r} needs a FASTA file: a dataset has no names")
+    return dataset_documents(data)
 
 
 def fasta_documents(path: Path, region: str | None = None) -> Iterator[Bytes]:

@@ -10,7 +10,7 @@ import pytest
 from hyena_blt_savanna.data.regions import RegionError
 from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
 from hyena_blt_savanna.evaluation.generation import generate
-from hyena_blt_savanna.testing.toy_genomes import random_genome, write_fasta
+from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_fasta
 
 GENOME = random_genome(400, seed=31)
 
@@ -80,6 +80,25 @@ def test_regions_are_counted_from_one_with_both_ends(tmp_path: Path, compress: b
 def test_regions_that_make_no_sense_are_refused(fasta: Path, region: str) -> None:
     with pytest.raises(RegionError, match="counted from 1"):
         fasta_documents(fasta, region)
+
+
+def test_evaluate_tells_what_is_reconstructed_and_reads_datasets(
+    tmp_path: Path, checkpoint: Path, fasta: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(tmp_path / "toy", [GENOME, GENOME[:50]])
+    assert run("evaluate", monkeypatch, checkpoint, "--data", fasta, "--reconstruction", "--batch-windows", 2) == 0
+    from_fasta = json.loads(capsys.readouterr().out)
+    assert run("evaluate", monkeypatch, checkpoint, "--data", tmp_path / "toy", "--reconstruction") == 0
+    from_dataset = json.loads(capsys.readouterr().out)
+    assert from_fasta["bits_per_base"] == pytest.approx(from_dataset["bits_per_base"], rel=1e-6)
+    found, again = from_fasta["reconstruction"], from_dataset["reconstruction"]
+    assert found["num_patches"] == sum(of_length["num_patches"] for of_length in found["by_length"])
+    assert {key: found[key] for key in found if key != "seconds"} == {
+        key: again[key] for key in again if key != "seconds"
+    }
+    arguments = [checkpoint, "--data", tmp_path / "toy", "--region", "chr2:1-9"]
+    assert run("evaluate", monkeypatch, *arguments) == 1
+    assert "is a dataset, and region 'chr2:1-9' needs a FASTA file" in capsys.readouterr().err
 
 
 def test_generate_prints_fasta(
