@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, boundary_prefix, write_annotation_manifest
+from hyena_blt_savanna.data.entropies import EntropyWriter, entropies_prefix
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.folds import fold_edges, stretches_of_folds
+from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import (
     STRANDS,
@@ -35,18 +36,18 @@ from hyena_blt_savanna.data.manifest import (
 from hyena_blt_savanna.data.splits import SPLIT_NAMES
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.calibration import Calibration, calibrate
+from hyena_blt_savanna.patching.calibration import Calibration, CalibrationTarget, calibrate, drift
 from hyena_blt_savanna.patching.cutting import PatchCutter, cut
-from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies
-from hyena_blt_savanna.patching.marks import place_after
+from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies, read_about
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule, PatchRule, PatchRuleConfig
+from hyena_blt_savanna.patching.stored_models import StoredModelConfig
+from hyena_blt_savanna.patching.stretches import Stretch, fold_stretches, read_stretch, sample_stretches
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BASES = 1 << 22
-_SAMPLE_BASES = 1 << 16
+_LARGE_DRIFT = 0.1
 
 
 class AnnotationConfig(Config):
@@ -56,42 +57,44 @@ class AnnotationConfig(Config):
     """Folder of the dataset: train, and validation and test where there are any."""
     name: str = Field("patches", pattern=r"^[A-Za-z0-9_-]+$")
     """Name of the annotation: the files are SPLIT.NAME.bin and so on, the patcher is NAME.patcher."""
-    entropy_model: NgramConfig | None = NgramConfig()
-    """null for a rule that reads no entropies."""
+    entropy_model: Annotated[NgramConfig | StoredModelConfig, Field(discriminator="kind")] | None = NgramConfig()
+    """What to fit, or a stored model of other data; null for a rule that reads no entropies."""
     rule: PatchRule = BudgetRule(kind="budget")
-    """Its limit is null where `mean_patch_bases` is given."""
-    mean_patch_bases: float | None = Field(None, gt=1)
-    """Wanted mean length on new sequence; null: the rule has its limit already."""
+    """Its limit is null where `calibrate_to` is given."""
+    patcher: Path | None = None
+    """Folder of a patcher that was made on other data, such as a checkpoint's: in place of entropy_model and rule."""
+    calibrate_to: CalibrationTarget | None = None
+    """What patches of new sequence should be like; null: the rule, or the patcher, has its limit already."""
     folds: int = Field(8, ge=2)
     """Stretches of the training stream that are each read with a model of the others."""
     both_strands: bool = True
     """Whether the reverse strand is cut too; false for RNA."""
     calibration_bases: int = Field(4_000_000, ge=1000)
     """Bases of the training stream, spread evenly, that the rule is calibrated on."""
+    store_entropies: bool = False
+    """Whether the entropies are stored beside the boundaries, 2 bytes a base and strand: for data.cuts in training."""
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
+        if self.patcher is not None:
+            given = sorted({"entropy_model", "rule"} & self.model_fields_set)
+            if given:
+                raise ValueError(f"patcher brings entropy model and rule: leave {' and '.join(given)} out")
+            return self
         if self.rule.needs_entropies and self.entropy_model is None:
             raise ValueError(f"rule {self.rule.kind!r} reads entropies: set entropy_model, or use static or byte")
         if not self.rule.needs_entropies:
-            if self.mean_patch_bases is not None:
+            if self.calibrate_to is not None:
                 raise ValueError(
-                    f"the rule {self.rule.kind} is not calibrated: set mean_patch_bases to null, and the length in "
-                    "rule.patch_bases of static"
+                    f"the rule {self.rule.kind} is not calibrated: set calibrate_to to null, and the length in rule"
                 )
-        elif (self.mean_patch_bases is None) == (self.rule.limit_nats is None):
+        elif (self.calibrate_to is None) == (self.rule.limit_nats is None):
             raise ValueError(
-                f"give rule {self.rule.kind!r} either a limit in nats or mean_patch_bases to find one, and not both"
+                f"give rule {self.rule.kind!r} either a limit in nats or calibrate_to to find one, and not both"
             )
+        if self.store_entropies and self.entropy_model is None:
+            raise ValueError("store_entropies needs an entropy model: set entropy_model")
         return self
-
-
-class Stretch(NamedTuple):
-    """Bases [start, stop) of a stream, and what gives them their entropies."""
-
-    start: int
-    stop: int
-    entropies: StreamEntropies | None
 
 
 def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
@@ -106,13 +109,15 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     Raises:
         DataError: there is no training data, or a file can't be read.
         NgramError: the training data are too short for the entropy model.
-        PatchRuleError: the wanted mean length can't be reached.
+        EntropyModelError: a stored model can't be read, or has learned what it should judge.
+        PatchRuleError: the calibration target can't be reached.
         DiskFullError: the disk is full; what is there is whole, and annotating again finishes the rest.
     """
     splits = [name for name in SPLIT_NAMES if manifest_path(config.data / name).is_file()]
     if "train" not in splits:
         raise DataError(f"{manifest_path(config.data / 'train')}: no such file; prepare the data first")
-    settings = {"settings": _settings(config), "train_sha256": read_manifest(config.data / "train").data_sha256}
+    train_sha256 = read_manifest(config.data / "train").data_sha256
+    settings = {"settings": _settings(config), "train_sha256": train_sha256}
     manifests = _find_annotated(config, splits, settings)
     if manifests:
         logger.info("%s: already cut into patches with these settings", config.data)
@@ -120,17 +125,12 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
 
     train = IndexedReader(config.data / "train")
     edges = fold_edges(len(train.stream), config.folds)
-    model: EntropyModel | None = None
-    by_fold: Sequence[StreamEntropies | None] = [None] * config.folds
-    if config.entropy_model is not None:
-        logger.info("fitting %s on %s bases", config.entropy_model, f"{len(train.stream):,}")
-        model, by_fold = config.entropy_model.fit_out_of_fold(train.stream, edges)
-    rule, report = _calibrated(config, train, edges, model, by_fold)
-    patcher = Patcher(model, rule)
+    source = _find_source(config, train, train_sha256, edges)
+    patcher, report = _calibrated(config, train, edges, source)
     patcher.save(patcher_folder(config.data, config.name))
     written: dict[str, AnnotationManifest] = {}
     for split in splits:
-        folds = (edges, by_fold) if split == "train" else None
+        folds = (edges, source.by_fold) if split == "train" else None
         written[split] = _annotate(config, split, patcher, folds, settings | report)
     return written
 
@@ -140,61 +140,89 @@ def patcher_folder(data: Path, name: str) -> Path:
     return data / f"{name}.patcher"
 
 
-def fold_stretches(
-    reader: IndexedReader, strand: Strand, edges: Sequence[int], by_fold: Sequence[StreamEntropies | None]
-) -> list[Stretch]:
-    """The stretches of one strand that each are read with one fold's model.
+class _Source(NamedTuple):
+    """Where entropies come from, and a rule that may lack its limit yet.
 
-    Args:
-        reader: the dataset.
-        strand: which strand.
-        edges: borders of the folds on the forward stream, from 0 to its length.
-        by_fold: what gives each fold its entropies.
+    Attributes:
+        model: of new sequence; None for a rule that reads no entropies.
+        by_fold: what gives each fold of the training stream its entropies.
+        rule: as configured, or as it comes with a patcher.
+        calibration: what came with a patcher.
+        about: what else is known of the model.
     """
-    return [Stretch(start, stop, by_fold[fold]) for start, stop, fold in stretches_of_folds(reader, strand, edges)]
+
+    model: EntropyModel | None
+    by_fold: Sequence[StreamEntropies | None]
+    rule: PatchRuleConfig
+    calibration: Calibration | None = None
+    about: dict[str, Any] | None = None
+
+
+def _find_source(config: AnnotationConfig, train: IndexedReader, train_sha256: str, edges: list[int]) -> _Source:
+    if config.patcher is not None:
+        patcher = Patcher.load(config.patcher)
+        if (patcher.about.get("trained_on") or {}).get("data_sha256") == train_sha256:
+            raise EntropyModelError(
+                f"{config.patcher} was made on these very data: set entropy_model and rule instead of patcher, so that "
+                "the training stream is cut out of fold"
+            )
+        by_fold = [patcher.entropy_model] * config.folds
+        return _Source(patcher.entropy_model, by_fold, patcher.rule, patcher.calibration, patcher.about)
+    if config.entropy_model is None:
+        return _Source(None, [None] * config.folds, config.rule)
+    if isinstance(config.entropy_model, StoredModelConfig):
+        model, models = config.entropy_model.read(train_sha256, config.folds)
+        return _Source(model, models, config.rule, about=read_about(config.entropy_model.path))
+    logger.info("fitting %s on %s bases", config.entropy_model, f"{len(train.stream):,}")
+    fitted, tables = config.entropy_model.fit_out_of_fold(train.stream, edges)
+    about = {"trained_on": {"data_sha256": train_sha256, "left_out": None}}
+    return _Source(fitted, tables, config.rule, about=about)
 
 
 def _calibrated(
-    config: AnnotationConfig,
-    train: IndexedReader,
-    edges: Sequence[int],
-    model: EntropyModel | None,
-    by_fold: Sequence[StreamEntropies | None],
-) -> tuple[PatchRuleConfig, dict[str, Any]]:
-    """The rule with its limit, and what is to be known of how it was found."""
-    if model is None or config.mean_patch_bases is None:
-        return config.rule, {}
+    config: AnnotationConfig, train: IndexedReader, edges: Sequence[int], source: _Source
+) -> tuple[Patcher, dict[str, Any]]:
+    """The patcher with its limit, and what is to be known of how it was found, or how far it drifts here."""
+    model, by_fold, rule, known, about = source
+    if model is None or (config.calibrate_to is None and known is None):
+        return Patcher(model, rule, known, about), {}
     reader = StrandReader(train, "forward")
-    pieces, out_of_fold, in_sample = [], [], []
-    for (start, stop), fold in zip(itertools.pairwise(edges), by_fold, strict=True):
-        for position in _sample_starts(start, stop, config.calibration_bases // config.folds):
-            stretch = Stretch(position, min(position + _SAMPLE_BASES, stop), fold)
-            for bases, nats in _read(reader, stretch):
-                pieces.append(bases)
-                out_of_fold.append(nats)
-            in_sample += [nats for _, nats in _read(reader, stretch._replace(entropies=model))]
-    bases = np.concatenate(pieces)
-    rule, found = calibrate(config.rule, bases, np.concatenate(out_of_fold), config.mean_patch_bases)
-    in_sample_mean = len(bases) / len(cut(bases, np.concatenate(in_sample), rule))
-    logger.info(
-        "%s: limit %.4f nats; mean patch %.3f bases out of fold, %.3f in sample",
-        rule.kind,
-        found.limit_nats,
-        found.mean_bases,
-        in_sample_mean,
-    )
-    return rule, _report(found, in_sample_mean)
+    folds = [Stretch(*bounds, model) for bounds, model in zip(itertools.pairwise(edges), by_fold, strict=True)]
+    samples = [sample for fold in folds for sample in sample_stretches(fold, config.calibration_bases // config.folds)]
+    bases, nats = _read_all(reader, samples)
+    if config.calibrate_to is None:
+        assert known is not None
+        found = drift(known, bases, nats, rule)
+        logger.info(
+            "%s: mean patch %.3f bases here, %.3f where it was calibrated",
+            rule.kind,
+            found.mean_bases,
+            known.mean_bases,
+        )
+        return Patcher(model, rule, known, about), {"drift": found.to_dict()}
+    rule, calibration = calibrate(rule, bases, nats, config.calibrate_to, len(train.stream))
+    report = calibration.to_dict()
+    in_words = f"{rule.kind}: limit {calibration.limit_nats:.4f} nats; mean patch {calibration.mean_bases:.3f} bases"
+    if by_fold[0] is model:
+        logger.info("%s", in_words)
+    else:
+        _, in_sample = _read_all(reader, [sample._replace(entropies=model) for sample in samples])
+        report["in_sample_mean_bases"] = len(bases) / len(cut(bases, in_sample, rule))
+        logger.info("%s out of fold, %.3f in sample", in_words, report["in_sample_mean_bases"])
+    return Patcher(model, rule, calibration, about), report
 
 
-def _report(found: Calibration, in_sample_mean_bases: float) -> dict[str, Any]:
-    return found.to_dict() | {"in_sample_mean_bases": in_sample_mean_bases}
+def _read_all(reader: StrandReader, stretches: Sequence[Stretch]) -> tuple[Bytes, NDArray[np.float32]]:
+    """Bases and entropies of stretches, end to end."""
+    pieces = [piece for stretch in stretches for piece in read_stretch(reader, stretch)]
+    return np.concatenate([bases for bases, _ in pieces]), np.concatenate([nats for _, nats in pieces])
 
 
-def _sample_starts(start: int, stop: int, num_bases: int) -> list[int]:
-    """Where the samples of a fold begin: back to back where it has no more than `num_bases`, else spread evenly."""
-    wanted = max(1, num_bases // _SAMPLE_BASES)
-    step = max(_SAMPLE_BASES, (stop - start) // wanted)
-    return list(range(start, stop, step))
+class _Writers(NamedTuple):
+    """What is written of one strand."""
+
+    boundaries: BoundaryWriter
+    entropies: EntropyWriter | None
 
 
 def _annotate(
@@ -207,52 +235,57 @@ def _annotate(
     """Cuts both strands of a split."""
     prefix = config.data / split
     data = IndexedReader(prefix)
-    writers = []
+    writers: dict[Strand, _Writers] = {}
     with ExitStack() as stack:
-        for strand in STRANDS if config.both_strands else STRANDS[:1]:
+        for strand in _strands(config):
             stretches = [Stretch(0, len(data.stream), patcher.entropy_model)]
             if folds is not None:
                 stretches = fold_stretches(data, strand, *folds)
-            writer = stack.enter_context(
+            boundaries = stack.enter_context(
                 BoundaryWriter(prefix, config.name, strand, longest_patch_bases=patcher.rule.max_patch_bases)
             )
-            _cut_strand(StrandReader(data, strand), stretches, PatchCutter(patcher.rule), writer)
-            writers.append(writer)
-    for writer in writers:
-        found = writer.statistics
+            entropies = (
+                stack.enter_context(EntropyWriter(prefix, config.name, strand)) if config.store_entropies else None
+            )
+            writers[strand] = _Writers(boundaries, entropies)
+            _cut_strand(StrandReader(data, strand), stretches, PatchCutter(patcher.rule), writers[strand])
+    for strand, (boundaries, _) in writers.items():
+        found = boundaries.statistics
         logger.info(
-            "%s, %s strand: %s patches of %.3f bases", prefix, writer.strand, f"{found.num_patches:,}", found.mean_bases
+            "%s, %s strand: %s patches of %.3f bases", prefix, strand, f"{found.num_patches:,}", found.mean_bases
         )
-    description = patcher.describe()
+    if patcher.calibration is not None:
+        ratio = writers["forward"].boundaries.statistics.mean_bases / patcher.calibration.mean_bases
+        report = report | {"mean_bases_ratio": ratio}
+        if abs(ratio - 1) > _LARGE_DRIFT:
+            logger.warning(
+                "%s: patches are %.2f times as long as where the rule was calibrated; calibrate_to finds another limit "
+                "for other data",
+                prefix,
+                ratio,
+            )
     return write_annotation_manifest(
-        prefix, config.name, writers, patcher.rule.to_dict(), report, description.entropy_model
+        prefix,
+        config.name,
+        [boundaries for boundaries, _ in writers.values()],
+        patcher.rule.to_dict(),
+        report,
+        patcher.describe().entropy_model,
+        {strand: entropies.sha256 for strand, (_, entropies) in writers.items() if entropies is not None},
     )
 
 
-def _cut_strand(
-    reader: StrandReader, stretches: Sequence[Stretch], cutter: PatchCutter, writer: BoundaryWriter
-) -> None:
+def _cut_strand(reader: StrandReader, stretches: Sequence[Stretch], cutter: PatchCutter, writers: _Writers) -> None:
     for stretch in stretches:
-        for bases, nats in _read(reader, stretch):
-            writer.add(cutter.cut(bases, nats))
-    writer.add(cutter.finish())
+        for bases, nats in read_stretch(reader, stretch):
+            writers.boundaries.add(cutter.cut(bases, nats))
+            if writers.entropies is not None:
+                writers.entropies.add(nats)
+    writers.boundaries.add(cutter.finish())
 
 
-def _read(reader: StrandReader, stretch: Stretch) -> Iterator[tuple[Bytes, NDArray[np.float32]]]:
-    """Bases of a stretch in chunks, and their entropies as if the document had been read from its start."""
-    stepper = None
-    if stretch.entropies is not None:
-        document_start = int(reader.document_starts[reader.document_at(stretch.start)])
-        begin = max(document_start, stretch.start - stretch.entropies.context_bases)
-        stepper = stretch.entropies.stepper(place_after(_chunks(reader, document_start, begin)))
-        stepper.read(reader.read(begin, stretch.start))
-    for bases in _chunks(reader, stretch.start, stretch.stop):
-        yield bases, stepper.read(bases) if stepper is not None else np.zeros(0, dtype=np.float32)
-
-
-def _chunks(reader: StrandReader, start: int, stop: int) -> Iterator[Bytes]:
-    for begin in range(start, stop, _CHUNK_BASES):
-        yield reader.read(begin, min(begin + _CHUNK_BASES, stop))
+def _strands(config: AnnotationConfig) -> Sequence[Strand]:
+    return STRANDS if config.both_strands else STRANDS[:1]
 
 
 def _settings(config: AnnotationConfig) -> dict[str, Any]:
@@ -269,8 +302,7 @@ def _find_annotated(
         for split in splits:
             prefix = config.data / split
             found = manifests[split] = read_annotation_manifest(prefix, config.name)
-            strands = STRANDS if config.both_strands else STRANDS[:1]
-            whole = all(data_path(boundary_prefix(prefix, config.name, strand)).is_file() for strand in strands)
+            whole = all(data_path(path).is_file() for path in _strand_files(config, prefix))
             same = settings.items() <= found.calibration.items() and found.entropy_model == described.entropy_model
             if not whole or not same or found.rule != described.rule.to_dict():
                 return None
@@ -278,3 +310,10 @@ def _find_annotated(
         logger.debug("%s: to be cut into patches: %s", config.data, error)
         return None
     return manifests
+
+
+def _strand_files(config: AnnotationConfig, prefix: Path) -> list[Path]:
+    files = [boundary_prefix(prefix, config.name, strand) for strand in _strands(config)]
+    if config.store_entropies:
+        files += [entropies_prefix(prefix, config.name, strand) for strand in _strands(config)]
+    return files

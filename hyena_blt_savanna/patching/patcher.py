@@ -7,7 +7,7 @@ FOLDER/entropy_model.safetensors    left out for a rule that reads no entropies
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import yaml
@@ -18,6 +18,7 @@ from hyena_blt_savanna.data.manifest import EntropyModelDescription
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, IUPAC, JOIN_MARKS, TAG_MARK, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+from hyena_blt_savanna.patching.calibration import Calibration
 from hyena_blt_savanna.patching.cutting import PatchCutter
 from hyena_blt_savanna.patching.entropy_models import (
     EntropyModel,
@@ -25,6 +26,7 @@ from hyena_blt_savanna.patching.entropy_models import (
     EntropyStepper,
     kind_of,
     load_entropy_model,
+    read_about,
     save_entropy_model,
 )
 from hyena_blt_savanna.patching.marks import IN_TAG, PLACE, states_before
@@ -50,6 +52,8 @@ class PatcherDescription(Config):
     format_version: int = FORMAT_VERSION
     rule: PatchRule
     entropy_model: EntropyModelDescription | None = None
+    calibration: Calibration | None = None
+    """What was found where the rule was calibrated; None where its limit was given."""
 
 
 class Patcher:
@@ -58,17 +62,31 @@ class Patcher:
     Args:
         entropy_model: None for a rule that reads no entropies.
         rule: a calibrated rule.
+        calibration: what was found when its limit was.
+        about: what else is to be known of the entropy model, such as what it was trained on.
 
     Raises:
         PatchRuleError: the rule has not been calibrated, or it reads entropies and there is no model.
     """
 
-    def __init__(self, entropy_model: EntropyModel | None, rule: PatchRuleConfig) -> None:
+    def __init__(
+        self,
+        entropy_model: EntropyModel | None,
+        rule: PatchRuleConfig,
+        calibration: Calibration | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
         if rule.needs_entropies and entropy_model is None:
             raise PatchRuleError(f"rule {rule.kind!r} reads entropies: give an entropy model, or use static or byte")
         PatchCutter(rule)
         self.entropy_model = entropy_model
         self.rule = rule
+        self.calibration = calibration
+        self.about = about or {}
+
+    def scaled(self, factor: float) -> Patcher:
+        """The patcher whose rule has its limit times a factor: for longer patches, or shorter ones below 1."""
+        return Patcher(self.entropy_model, self.rule.scaled(factor), about=self.about)
 
     def compute_entropy(self, sequence: Sequence) -> NDArray[np.float32]:
         """Entropy of each base given the bases before it.
@@ -116,7 +134,7 @@ class Patcher:
             description = EntropyModelDescription(
                 kind=kind_of(model), digest=model.digest, context_bases=model.context_bases
             )
-        return PatcherDescription.parse({"rule": self.rule, "entropy_model": description})
+        return PatcherDescription(rule=self.rule, entropy_model=description, calibration=self.calibration)
 
     def save(self, folder: Path) -> None:
         """Writes the patcher; patcher.yaml comes last, so a folder without it is unfinished.
@@ -127,7 +145,7 @@ class Patcher:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PATCHER_FILE).unlink(missing_ok=True)
         if self.entropy_model is not None:
-            save_entropy_model(self.entropy_model, folder / MODEL_FILE)
+            save_entropy_model(self.entropy_model, folder / MODEL_FILE, self.about)
         write_whole(folder / PATCHER_FILE, yaml.safe_dump(self.describe().to_dict(), sort_keys=False).encode())
 
     @classmethod
@@ -148,14 +166,14 @@ class Patcher:
         description = PatcherDescription.parse(tree, str(folder / PATCHER_FILE))
         wanted = description.entropy_model
         if wanted is None:
-            return cls(None, description.rule)
+            return cls(None, description.rule, description.calibration)
         model = load_entropy_model(folder / MODEL_FILE)
         if model.digest != wanted.digest:
             raise EntropyModelError(
                 f"{folder / MODEL_FILE}: digest {model.digest[:12]}, but {PATCHER_FILE} was written for "
                 f"{wanted.digest[:12]}: copy both files from one place"
             )
-        return cls(model, description.rule)
+        return cls(model, description.rule, description.calibration, read_about(folder / MODEL_FILE))
 
 
 class PatchStepper:

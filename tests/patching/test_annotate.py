@@ -17,20 +17,23 @@ import pytest
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data import whole_files
 from hyena_blt_savanna.data.boundaries import BoundaryReader
+from hyena_blt_savanna.data.entropies import EntropyReader
 from hyena_blt_savanna.data.errors import DataError, DiskFullError
 from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import STRANDS, Strand, manifest_path, read_manifest
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import tag_length
-from hyena_blt_savanna.patching import annotate
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset, fold_stretches, patcher_folder
-from hyena_blt_savanna.patching.cutting import PatchCutter
+from hyena_blt_savanna.patching import stretches
+from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset, patcher_folder
+from hyena_blt_savanna.patching.cutting import PatchCutter, cut
+from hyena_blt_savanna.patching.entropy_models import EntropyModelError, save_entropy_model
 from hyena_blt_savanna.patching.marks import forced_starts
-from hyena_blt_savanna.patching.ngram import EntropyTable
+from hyena_blt_savanna.patching.ngram import EntropyTable, NgramConfig
 from hyena_blt_savanna.patching.ngram_smoothing import NgramError
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import PatchRuleError
+from hyena_blt_savanna.patching.stretches import fold_stretches
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,7 +53,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def config_for(data: Path, **changes: Any) -> AnnotationConfig:
-    tree = {"data": data, "entropy_model": MODEL, "rule": {"kind": "entropy"}, "mean_patch_bases": 6, "folds": 3}
+    tree = {"data": data, "entropy_model": MODEL, "rule": {"kind": "entropy"}, "folds": 3}
+    tree["calibrate_to"] = {"mean_patch_bases": 6}
     return AnnotationConfig.parse(tree | changes)
 
 
@@ -81,7 +85,7 @@ def folds_of_stream(prefix: Path, strand: Strand, edges: list[int]) -> np.ndarra
 def test_training_data_are_cut_by_models_that_have_not_seen_them(
     data: Path, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(annotate, "_CHUNK_BASES", 1000)
+    monkeypatch.setattr(stretches, "CHUNK_BASES", 1000)
     config = config_for(data, rule={"kind": rule, "min_patch_bases": 2})
     annotate_dataset(config)
     patcher = Patcher.load(patcher_folder(data, "patches"))
@@ -148,7 +152,7 @@ def test_finished_work_is_not_repeated_and_changed_work_is(data: Path) -> None:
     first, before = annotate_dataset(config), written()
     assert annotate_dataset(config) == first
     assert written() == before
-    changed = annotate_dataset(config_for(data, mean_patch_bases=5))
+    changed = annotate_dataset(config_for(data, calibrate_to={"mean_patch_bases": 5}))
     assert changed["train"].rule != first["train"].rule
     for path in (
         manifest_path(data / "test.patches"),
@@ -156,7 +160,7 @@ def test_finished_work_is_not_repeated_and_changed_work_is(data: Path) -> None:
         patcher_folder(data, "patches") / "patcher.yaml",
     ):
         path.unlink()
-        assert annotate_dataset(config_for(data, mean_patch_bases=5)) == changed
+        assert annotate_dataset(config_for(data, calibrate_to={"mean_patch_bases": 5})) == changed
         assert path.is_file()
 
 
@@ -172,7 +176,7 @@ def test_other_data_are_annotated_anew(data: Path) -> None:
 
 
 def test_static_patches_need_no_entropy_model(data: Path) -> None:
-    changes = {"entropy_model": None, "rule": {"kind": "static", "patch_bases": 5}, "mean_patch_bases": None}
+    changes = {"entropy_model": None, "rule": {"kind": "static", "patch_bases": 5}, "calibrate_to": None}
     manifests = annotate_dataset(config_for(data, name="grid", **changes))
     assert manifests["train"].entropy_model is None
     assert manifests["train"].statistics["forward"].max_bases == 5
@@ -190,9 +194,92 @@ def test_one_strand_is_enough_for_rna(data: Path) -> None:
 
 def test_a_limit_of_ones_own_is_kept(data: Path) -> None:
     rule = {"kind": "entropy", "threshold_nats": 1.25}
-    manifests = annotate_dataset(config_for(data, rule=rule, mean_patch_bases=None))
+    manifests = annotate_dataset(config_for(data, rule=rule, calibrate_to=None))
     assert manifests["train"].rule["threshold_nats"] == 1.25
     assert "mean_bases" not in manifests["train"].calibration
+
+
+def test_other_targets_are_reached(data: Path) -> None:
+    num_patches = len(IndexedReader(data / "train").stream) // 5
+    target = {"num_patches": num_patches}
+    train = annotate_dataset(config_for(data, calibrate_to=target, rule={"kind": "budget"}))["train"]
+    assert train.statistics["forward"].num_patches == pytest.approx(num_patches, rel=0.03)
+    train = annotate_dataset(config_for(data, calibrate_to={"share_in_longer_patches": 0.9}))["train"]
+    statistics = train.statistics["forward"]
+    assert statistics.histogram[1] / train.data_num_bytes == pytest.approx(0.1, abs=0.02)
+    assert train.calibration["reached"] == pytest.approx(0.9, abs=0.002)
+
+
+def test_stored_entropies_are_those_that_the_stream_was_cut_by(data: Path) -> None:
+    config = config_for(data, store_entropies=True, rule={"kind": "budget"})
+    manifests = annotate_dataset(config)
+    rule = Patcher.load(patcher_folder(data, "patches")).rule
+    for split, strand in itertools.product(("train", "test"), STRANDS):
+        bases = whole_stream(data / split, strand)
+        nats = EntropyReader(data / split, "patches", strand).read(0, len(bases))
+        assert cut(bases, nats, rule).tolist() == stored_lengths(data / split, strand).tolist()
+    assert annotate_dataset(config) == manifests
+    lost = data / "test.patches.entropies.reverse.bin"
+    lost.unlink()
+    assert annotate_dataset(config) == manifests
+    assert lost.is_file()
+
+
+def test_a_patcher_of_other_data_keeps_its_limit_and_says_how_far_it_drifts(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotate_dataset(config_for(data))
+    other = tmp_path / "other"
+    two_letters = np.frombuffer(b"AT", np.uint8)[np.random.default_rng(0).integers(0, 2, 20_000)]
+    write_dataset(other / "train", [two_letters, random_genome(20_000, 7)])
+    annotations = {"patcher": patcher_folder(data, "patches"), "folds": 3}
+    kept = annotate_dataset(AnnotationConfig.parse({"data": other} | annotations))["train"]
+    first = Patcher.load(patcher_folder(data, "patches"))
+    assert kept.rule == first.rule.to_dict()
+    assert kept.entropy_model.digest == first.entropy_model.digest
+    found = kept.statistics["forward"].mean_bases
+    assert kept.calibration["drift"]["mean_bases"] == pytest.approx(found, rel=0.01)
+    assert kept.calibration["mean_bases_ratio"] == pytest.approx(found / first.calibration.mean_bases)
+    assert "times as long as where the rule was calibrated" in caplog.text
+    again = annotate_dataset(
+        AnnotationConfig.parse({"data": other, "calibrate_to": {"mean_patch_bases": 5}} | annotations)
+    )["train"]
+    assert again.statistics["forward"].mean_bases == pytest.approx(5, rel=0.03)
+    assert again.entropy_model == kept.entropy_model
+    assert Patcher.load(patcher_folder(other, "patches")).calibration.reached == pytest.approx(5, rel=0.02)
+
+
+def test_a_patcher_does_not_judge_what_its_model_has_learned(data: Path) -> None:
+    annotate_dataset(config_for(data))
+    folder = patcher_folder(data, "patches")
+    with pytest.raises(EntropyModelError, match="was made on these very data"):
+        annotate_dataset(AnnotationConfig.parse({"data": data, "patcher": folder, "name": "again"}))
+    stored = {"kind": "stored", "path": folder / "entropy_model.safetensors"}
+    with pytest.raises(EntropyModelError, match="must not judge what it has learned"):
+        annotate_dataset(config_for(data, entropy_model=stored, name="again"))
+
+
+def test_stored_models_that_left_a_fold_out_each(data: Path, tmp_path: Path) -> None:
+    expected = annotate_dataset(config_for(data))
+    stream = np.array(IndexedReader(data / "train").stream)
+    edges, sha256 = fold_edges(len(stream), 3), read_manifest(data / "train").data_sha256
+    model = NgramConfig.parse(MODEL).fit(stream)
+    paths = [tmp_path / f"fold_{fold}.safetensors" for fold in range(3)]
+    for fold, (path, (start, stop)) in enumerate(zip(paths, itertools.pairwise(edges), strict=True)):
+        left_out = {"fold": fold, "folds": 3}
+        save_entropy_model(
+            model.without(stream, start, stop), path, {"trained_on": {"data_sha256": sha256, "left_out": left_out}}
+        )
+    whole = patcher_folder(data, "patches") / "entropy_model.safetensors"
+    stored = {"kind": "stored", "path": whole, "fold_paths": paths}
+    found = annotate_dataset(config_for(data, entropy_model=stored, name="again"))
+    assert found["train"].forward_sha256 == expected["train"].forward_sha256
+    assert found["train"].calibration["in_sample_mean_bases"] == expected["train"].calibration["in_sample_mean_bases"]
+    swapped = stored | {"fold_paths": [paths[1], paths[0], paths[2]]}
+    with pytest.raises(EntropyModelError, match=r"fold_1.*did not leave fold 0 of 3 of these data out"):
+        annotate_dataset(config_for(data, entropy_model=swapped, name="third"))
+    with pytest.raises(EntropyModelError, match=r"2 entropy_model.fold_paths for 3 folds"):
+        annotate_dataset(config_for(data, entropy_model=stored | {"fold_paths": paths[:2]}, name="third"))
 
 
 @pytest.mark.parametrize(
@@ -200,12 +287,17 @@ def test_a_limit_of_ones_own_is_kept(data: Path) -> None:
     [
         ({"entropy_model": None}, "reads entropies: set entropy_model"),
         ({"rule": {"kind": "static"}}, "static is not calibrated"),
-        ({"mean_patch_bases": None}, "either a limit in nats or mean_patch_bases"),
+        ({"calibrate_to": None}, "either a limit in nats or calibrate_to"),
         ({"rule": {"kind": "budget", "budget_nats": 9}}, "and not both"),
         ({"rule": {"kind": "budgte"}}, "budgte"),
-        ({"mean_patch_base": 3}, "did you mean 'mean_patch_bases'"),
+        ({"calibrate_too": 3}, "did you mean 'calibrate_to'"),
         ({"name": "a/b"}, "name"),
-        ({"entropy_model": {"order": 99}}, r"entropy_model.order.*13"),
+        ({"patcher": "some"}, "patcher brings entropy model and rule: leave entropy_model and rule out"),
+        (
+            {"entropy_model": None, "rule": {"kind": "byte"}, "calibrate_to": None, "store_entropies": True},
+            "store_entropies needs an entropy model",
+        ),
+        ({"entropy_model": {"kind": "ngram", "order": 99}}, r"entropy_model.*order.*less than or equal to 1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -227,7 +319,7 @@ def test_too_little_training_data_is_refused(tmp_path: Path) -> None:
 
 def test_a_mean_that_cannot_be_reached_leaves_nothing(data: Path) -> None:
     with pytest.raises(PatchRuleError, match="can't give a mean patch of 30"):
-        annotate_dataset(config_for(data, mean_patch_bases=30))
+        annotate_dataset(config_for(data, calibrate_to={"mean_patch_bases": 30}))
     assert not list(data.glob("*patches*"))
 
 
@@ -255,7 +347,9 @@ def test_tool(data: Path) -> None:
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment)
 
-    result = run("configs/patching/budget.yaml", f"data={data}", "entropy_model.order=3", "mean_patch_bases=6")
+    result = run(
+        "configs/patching/budget.yaml", f"data={data}", "entropy_model.order=3", "calibrate_to.mean_patch_bases=6"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["train"]["calibration"]["mean_bases"] == pytest.approx(6, rel=0.02)
     assert "out of fold" in result.stderr

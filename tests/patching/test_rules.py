@@ -362,7 +362,7 @@ def test_each_file_of_settings_is_named_for_its_rule(path: Path) -> None:
     tree = merge([path])
     rule = OneRule.parse({"rule": tree["rule"]}).rule
     assert rule.kind == path.stem
-    assert rule.needs_entropies == (tree["entropy_model"] is not None) == ("mean_patch_bases" in tree)
+    assert rule.needs_entropies == (tree["entropy_model"] is not None) == ("calibrate_to" in tree)
 
 
 def test_every_rule_has_a_file_of_settings() -> None:

@@ -1,0 +1,66 @@
+"""Entropy models that were fitted before: on other data, or by the training loop, fold by fold.
+
+A model must not judge what it has learned. So a stored model says what it was trained on, and annotation refuses to
+cut a training stream by a model that has seen it: each stretch of the stream needs the model that left it out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, load_entropy_model, read_about
+
+
+class StoredModelConfig(Config):
+    """An entropy model from a file."""
+
+    kind: Literal["stored"] = "stored"
+    path: Path
+    """A file that tools/freeze_entropy_model.py wrote, or entropy_model.safetensors of an annotation's patcher."""
+    fold_paths: list[Path] = Field(default_factory=list)
+    """For a model that was trained on these very data: the models that each left one fold of the training stream
+    out, in the order of the folds."""
+
+    def read(self, data_sha256: str, num_folds: int) -> tuple[EntropyModel, list[EntropyModel]]:
+        """Reads the models.
+
+        Args:
+            data_sha256: digest of the training stream that is to be cut.
+            num_folds: stretches that it is divided into.
+
+        Returns:
+            The model of new sequence, and for each fold the one that has not seen it.
+
+        Raises:
+            EntropyModelError: a file is missing or broken, or a fold would be judged by a model that has seen it.
+        """
+        model = load_entropy_model(self.path)
+        if not self.fold_paths:
+            if _trained_on(self.path) == (data_sha256, None):
+                raise EntropyModelError(
+                    f"{self.path} was trained on these very data, and a model must not judge what it has learned: give "
+                    "entropy_model.fold_paths, models that left one fold out each (data.left_out while training), or "
+                    "fit an ngram, which is done out of fold"
+                )
+            return model, [model] * num_folds
+        if len(self.fold_paths) != num_folds:
+            raise EntropyModelError(
+                f"{len(self.fold_paths)} entropy_model.fold_paths for {num_folds} folds: give one each, or set folds"
+            )
+        for fold, path in enumerate(self.fold_paths):
+            if _trained_on(path) != (data_sha256, {"fold": fold, "folds": num_folds}):
+                raise EntropyModelError(
+                    f"{path}: its training did not leave fold {fold} of {num_folds} of these data out "
+                    f"(it says: {read_about(path).get('trained_on')}): train it with data.left_out.fold={fold} "
+                    f"data.left_out.folds={num_folds} on this dataset"
+                )
+        return model, [load_entropy_model(path) for path in self.fold_paths]
+
+
+def _trained_on(path: Path) -> tuple[Any, Any]:
+    trained_on = read_about(path).get("trained_on") or {}
+    return trained_on.get("data_sha256"), trained_on.get("left_out")
