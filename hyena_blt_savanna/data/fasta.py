@@ -107,6 +107,24 @@ def read_fasta(path: Path) -> Iterator[Record]:
     yield _record(path, header, number, parts)
 
 
+def read_record(path: Path, name: str) -> Record:
+    """One record of a FASTA file, which is read from its start.
+
+    Args:
+        path: the file.
+        name: name of the record.
+
+    Raises:
+        FastaError: there is no such record, or the file can't be read.
+    """
+    names = []
+    for record in read_fasta(path):
+        if record.name == name:
+            return record
+        names.append(record.name)
+    raise _no_record(path, name, names)
+
+
 def read_region(path: Path, name: str, start: int, stop: int) -> Bytes:
     """Bases [start, stop) of one record, case kept.
 
@@ -125,12 +143,8 @@ def read_region(path: Path, name: str, start: int, stop: int) -> Bytes:
         FastaError: there is no such record or region, or the file can't be read.
     """
     if _is_gzip(path):
-        names = []
-        for record in read_fasta(path):
-            if record.name == name:
-                return _checked_region(path, name, record.sequence[start:stop], start, stop, len(record.sequence))
-            names.append(record.name)
-        raise _no_record(path, name, names)
+        sequence = read_record(path, name).sequence
+        return _checked_region(path, name, sequence[start:stop], start, stop, len(sequence))
     import pyfaidx
 
     try:
