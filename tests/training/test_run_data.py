@@ -1,0 +1,124 @@
+"""What a run reads: without boundaries, without a fold, cut anew; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.folds import LeftOut, fold_edges
+from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.data.manifest import read_manifest
+from hyena_blt_savanna.evaluation.native_checkpoint import read_native
+from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.patcher import Patcher
+from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
+from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.run_config import RunConfig
+from hyena_blt_savanna.training.run_data import RunData
+
+RANKS = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
+ISOTROPIC = {"kind": "isotropic", "stack": {"width": 16, "blocks": ["hyena_se"]}}
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset cut by a real patcher, with its entropies."""
+    folder = tmp_path_factory.mktemp("annotated")
+    for name, num_bases in (("train", 6000), ("validation", 1500)):
+        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
+    settings = {"entropy_model": {"kind": "ngram", "order": 2, "smoothing_folds": 2}, "rule": {"kind": "budget"}}
+    settings |= {"rule": {"kind": "budget", "max_patch_bases": 8}, "calibrate_to": {"mean_patch_bases": 4}, "folds": 2}
+    annotate_dataset(AnnotationConfig.parse({"data": folder, "store_entropies": True} | settings))
+    return folder
+
+
+def config_for(toy_config: Path, folder: Path, *overrides: str, model: dict | None = None) -> RunConfig:
+    tree = yaml.safe_load(toy_config.read_text())
+    tree["run"], tree["data"]["folder"] = "runs/toy", str(folder)
+    if model is not None:
+        tree["model"] = model
+    path = toy_config.parent / "here.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return RunConfig.load([path, *overrides])
+
+
+def patch_means(data: RunData, stage: int, steps: range) -> list[float]:
+    """Mean patch of steps of a stage."""
+    means = []
+    with data.open_stage(stage, steps.start) as batches:
+        for _ in steps:
+            batch = next(batches)
+            means.append(batch.num_bases / float((batch.patch_lengths > 0).sum() - len(batch.patch_lengths)))
+    return means
+
+
+def test_single_bases_need_no_boundaries(toy_config, tmp_path):
+    for name, num_bases in (("train", 3000), ("validation", 800)):
+        write_dataset(tmp_path / name, [random_genome(num_bases, seed=1)])
+    data = RunData(config_for(toy_config, tmp_path, "data.annotation=null", model=ISOTROPIC), RANKS)
+    assert patch_means(data, 0, range(3)) == [1.0] * 3
+
+
+def test_a_limit_rises_over_all_stages(toy_config, annotated):
+    overrides = ["data.cuts.first_factor=0.5", "data.cuts.last_factor=1.5", "data.cuts.settled_at=1.0"]
+    data = RunData(config_for(toy_config, annotated, *overrides), RANKS)
+    first, last = patch_means(data, 0, range(24)), patch_means(data, 1, range(16))
+    thirds = [sum(part) / len(part) for part in (first[:8], first[8:16], first[16:], last[:8], last[8:])]
+    assert thirds == sorted(thirds)
+    assert thirds[0] < 3 < 4.5 < thirds[-1]
+
+
+def test_a_checkpoint_knows_what_it_was_trained_on(toy_config, annotated, tmp_path):
+    overrides = ["data.left_out.fold=1", "data.left_out.folds=3"]
+    config = config_for(toy_config, annotated, *overrides)
+    RunData(config, RANKS).native_writer()(tmp_path / "native", config.model.build().state_dict())
+    native = read_native(tmp_path / "native")
+    sha256 = read_manifest(annotated / "train").data_sha256
+    assert native.trained_on == {"data_sha256": sha256, "left_out": {"fold": 1, "folds": 3}}
+    assert native.patcher is not None
+    assert native.patcher.describe() == Patcher.load(annotated / "patches.patcher").describe()
+
+
+def test_a_fold_that_is_left_out_is_not_read(toy_config, annotated):
+    config = config_for(
+        toy_config, annotated, "data.left_out.fold=0", "data.left_out.folds=3", "data.annotation=null", model=ISOTROPIC
+    )
+    stream = bytes(IndexedReader(annotated / "train").stream).upper()
+    start, stop = fold_edges(len(stream), 3)[:2]
+    assert config.data.left_out == LeftOut(fold=0, folds=3)
+    seen = set()
+    with RunData(config, RANKS).open_stage(0, 0) as batches:
+        for _ in range(60):
+            for row in next(batches).bases.tolist():
+                text = bytes(row[1:])
+                seen |= {text[i : i + 24] for i in range(len(text) - 23)}
+    left_out = {stream[i : i + 24] for i in range(start, stop - 23)}
+    kept = {stream[i : i + 24] for i in range(stop, len(stream) - 23)}
+    assert not seen & left_out
+    assert len(seen & kept) > 0.8 * len(kept)
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "says"),
+    [
+        (None, ["data.annotation=null"], "data.annotation is null, and model.kind hyena_blt reads patches"),
+        (ISOTROPIC, ["data.cuts.spread=2"], "data.cuts is for a model of patches, and model.kind is isotropic"),
+        (ISOTROPIC, ["data.cuts.spread=2", "data.annotation=null"], "cuts changes the patches of an annotation"),
+        (None, ["data.left_out.fold=2", "data.left_out.folds=2"], "give at most 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(toy_config, annotated, model, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        config_for(toy_config, annotated, *overrides, model=model)
+
+
+def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated):
+    with pytest.raises(DataError, match=r"patches\.patcher: no such folder, and data\.cuts multiplies the limit"):
+        RunData(config_for(toy_config, toy_data, "data.cuts.spread=2"), RANKS)
+    with pytest.raises(DataError, match=r"up to 12 bases, and the model has places for 8: set model\.max_patch_bases"):
+        RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
