@@ -22,7 +22,15 @@ from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.calibration import calibrate
 from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.ngram import NgramConfig
-from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, StaticRule
+from hyena_blt_savanna.patching.rules import (
+    BudgetRule,
+    ByteRule,
+    EntropyRule,
+    JumpRule,
+    MonotonicRule,
+    PatchRuleConfig,
+    StaticRule,
+)
 
 GOAL_ENTROPIES = 2e6
 GOAL_BOUNDARIES = 100e6
@@ -44,8 +52,8 @@ def rows(fasta: Path) -> list[tuple[str, float, float | None]]:
     rate = _rate(partial(AdaptiveModel(AdaptiveConfig()).entropies, start_of_stream), start_of_stream)
     measured.append(("entropies, adaptive of order 8", rate, None))
     nats = NgramConfig(order=8).fit(train).entropies(stream)
-    uncalibrated = (EntropyRule(), BudgetRule())
-    rules = [StaticRule(), *(calibrate(rule, stream, nats, _MEAN_PATCH_BASES)[0] for rule in uncalibrated)]
+    uncalibrated = (EntropyRule(), MonotonicRule(), JumpRule(), BudgetRule())
+    rules = [StaticRule(), ByteRule(), *(calibrate(rule, stream, nats, _MEAN_PATCH_BASES)[0] for rule in uncalibrated)]
     for rule in rules:
         rate = _rate(partial(cut, stream, nats, rule), stream)
         measured.append((f"boundaries from given entropies, {rule.kind}", rate, GOAL_BOUNDARIES))
