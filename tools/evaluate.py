@@ -1,4 +1,4 @@
-"""python tools/evaluate.py CHECKPOINT --data DATA [--region RECORD:FROM-TO] [--reconstruction] [--output FILE]
+"""python tools/evaluate.py CHECKPOINT --data DATA [--region RECORD:FROM-TO] [--patch-factor F] [--output FILE]
 
 Bits per base of a model on sequences, in overlapping windows, as JSON. CHECKPOINT is a run folder or a checkpoint;
 DATA is a FASTA file or the path of a dataset without its suffix. With --reconstruction: also how many patches the
@@ -31,11 +31,14 @@ def main() -> int:
     parser.add_argument("--overlap-bases", type=int, help="least context of a scored base; default: half a window")
     parser.add_argument("--batch-windows", type=int, default=4, help="windows of one pass")
     parser.add_argument("--reconstruction", action="store_true", help="what the vectors of patches keep")
+    parser.add_argument("--patch-factor", type=float, help="multiplies the limit of the rule: 0.5 for shorter patches")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     given = parser.parse_args()
     try:
         model = HyenaBLTModel.load_from_checkpoint(given.checkpoint, given.device)
+        if given.patch_factor is not None:
+            model = model.with_patches(given.patch_factor)
         sizes = (given.window_bases, given.overlap_bases, given.batch_windows)
         figures = evaluate_bits_per_base(model, documents_of(given.data, given.region), *sizes).to_dict()
         if given.reconstruction:

@@ -11,7 +11,7 @@ from torch import nn
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.evaluation.generation import GenerationError, generate
 from hyena_blt_savanna.evaluation.native_checkpoint import PretrainedError, read_native, save_pretrained
-from hyena_blt_savanna.evaluation.scoring import LONGEST_PASS_BASES, Embedding, Score, embed, score
+from hyena_blt_savanna.evaluation.scoring import LONGEST_PASS_BASES, Embedding, NoPatcherError, Score, embed, score
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.patcher import Patcher
 
@@ -66,6 +66,20 @@ class HyenaBLTModel:
             PretrainedError: it can't be written; nothing of it is left.
         """
         save_pretrained(Path(folder), self.module.state_dict(), self.config, self.patcher, self.window_bases)
+
+    def with_patches(self, factor: float) -> HyenaBLTModel:
+        """The same weights on other patches: the limit of the patcher's rule is multiplied.
+
+        Args:
+            factor: above 1 for longer patches, below for shorter ones. A model is at its best at the lengths that it
+                was trained on.
+
+        Raises:
+            NoPatcherError: the model has no patcher.
+        """
+        if self.patcher is None:
+            raise NoPatcherError("this model has no patcher: there are no patches to make longer or shorter")
+        return HyenaBLTModel(self.module, self.config, self.patcher.scaled(factor), self.window_bases)
 
     @property
     def device(self) -> torch.device:

@@ -14,9 +14,10 @@ import hyena_blt_savanna
 from hyena_blt_savanna.evaluation import native_checkpoint
 from hyena_blt_savanna.evaluation.native_checkpoint import MANIFEST, WEIGHTS, find_native, save_pretrained
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel, PretrainedError
+from hyena_blt_savanna.evaluation.scoring import NoPatcherError
 from hyena_blt_savanna.evaluation.sealed_folder import seal
 from hyena_blt_savanna.patching.patcher import Patcher
-from hyena_blt_savanna.patching.rules import StaticRule
+from hyena_blt_savanna.patching.rules import PatchRuleError, StaticRule
 
 SEQUENCE = "ACGTTGCANNGATTACA" * 6
 
@@ -199,3 +200,18 @@ def test_saving_again_replaces(saved: Path, model_of) -> None:
     model_of("isotropic").save(saved)
     assert HyenaBLTModel.load_from_checkpoint(saved).patcher is None
     assert [path.name for path in saved.parent.iterdir()] == ["native"]
+
+
+def test_the_same_weights_on_other_patches(model_of) -> None:
+    model = model_of("budget")
+    sequence = "".join("ACGT"[i * i % 7 % 4] for i in range(400))
+    for factor in (0.5, 2.0):
+        other = model.with_patches(factor)
+        assert other.module is model.module
+        lengths = Patcher(model.patcher.entropy_model, model.patcher.rule.scaled(factor)).segment_sequence(sequence)
+        assert other.patcher.segment_sequence(sequence).tolist() == lengths.tolist()
+        assert other.score(sequence).total != model.score(sequence).total
+    with pytest.raises(NoPatcherError, match="no patches to make longer or shorter"):
+        model_of("isotropic").with_patches(2.0)
+    with pytest.raises(PatchRuleError, match="factor"):
+        model.with_patches(-1.0)
