@@ -4,6 +4,10 @@ A window is `order + 1` consecutive bases A, C, G, T: a context of `order` bases
 As a number in base 4 (A 0, C 1, G 2, T 3, oldest base first) a window is 4 * context + base, so the
 four counts of a context are neighbours. Windows never reach over a mark, a tag or a letter that is
 no base. The reverse strand's windows are counted from the forward strand.
+
+Up to order 12 a table has a row for each context that there can be. Of longer contexts few are ever
+seen, and the windows that were are a sorted list (see `ngram_windows`); a smaller table then holds its
+sums over the older bases.
 """
 
 from __future__ import annotations
@@ -16,6 +20,13 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
 from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_TAG, NEXT_STATE, PLACE, START, place_after
+from hyena_blt_savanna.patching.ngram_windows import WindowList
+
+LONGEST_DENSE_ORDER = 12
+"""Highest order of a model that is a table alone: 4 ** 12 rows."""
+_ROWS_ORDER = 11
+"""Bases of the contexts that have a row each in a model of a higher order. Fewer rows make longer ways to go from a
+row to a context; more make a table that no cache holds, most of which a bacterium does not need."""
 
 _SCAN_BYTES = 1 << 20
 
@@ -30,46 +41,100 @@ def first_row(order: int) -> int:
     return (4**order - 1) // 3
 
 
-def count_windows(stream: Bytes, order: int, both_strands: bool = True, state: int = START) -> NDArray[np.uint32]:
-    """Counts every window of a stream.
+def dense_order_of(order: int) -> int:
+    """Bases of the longest contexts that have a row each, in a model of an order."""
+    return order if order <= LONGEST_DENSE_ORDER else _ROWS_ORDER
+
+
+class WindowCounts:
+    """How often each base followed each context, for contexts of `order` bases and all shorter ones.
 
     Args:
-        stream: uint8 [L], either case.
-        order: bases of context.
-        both_strands: whether the reverse complement of each window is counted too.
-        state: the state before the first byte, see `marks`: a stretch may begin inside a tag.
-
-    Returns:
-        uint32 [4 ** order, 4]: how often each base follows each context.
+        dense: uint32 [4 ** dense order, 4], for the longest contexts that each have a row.
+        longer: the windows of longer contexts, if any; `dense` holds their sums.
     """
-    counts = np.zeros(4 ** (order + 1), dtype=np.uint32)
-    _count(stream, order, both_strands, state, NEXT_STATE, BYTE_CLASS, counts)
-    return counts.reshape(-1, 4)
 
+    def __init__(self, dense: NDArray[np.uint32], longer: WindowList | None = None) -> None:
+        self.dense, self.longer = dense, longer
+        self.dense_order = (len(dense).bit_length() - 1) // 2
+        self.order = longer.order if longer else self.dense_order
 
-def count_windows_touching(
-    stream: Bytes, start: int, stop: int, order: int, both_strands: bool = True
-) -> NDArray[np.uint32]:
-    """Counts the windows that have at least one base in [start, stop); see `count_windows`."""
-    if start >= stop:
-        return np.zeros((4**order, 4), dtype=np.uint32)
-    begin = max(0, start - order)
-    return count_windows(stream[begin : stop + order], order, both_strands, _place_at(stream, begin))
+    @classmethod
+    def of_stream(
+        cls,
+        stream: Bytes,
+        order: int,
+        both_strands: bool = True,
+        state: int = START,
+        dense_order: int | None = None,
+    ) -> WindowCounts:
+        """Counts every window of a stream.
 
+        Args:
+            stream: uint8 [L], either case.
+            order: bases of context.
+            both_strands: whether the reverse complement of each window is counted too.
+            state: the state before the first byte, see `marks`: a stretch may begin inside a tag.
+            dense_order: bases of the longest contexts that have a row each, if not as usual; changes no count.
 
-def counts_by_order(counts: NDArray[np.uint32]) -> list[NDArray[Any]]:
-    """Counts for all shorter contexts, as sums over the older bases.
+        Raises:
+            NgramError: too many windows to list, where `order` is above `dense_order`.
+        """
+        dense_order = dense_order_of(order) if dense_order is None else dense_order
+        if order > dense_order:
+            listed = WindowList.allocate(len(stream), order, both_strands)
+            num_windows = _windows(stream, order, 1, state, NEXT_STATE, BYTE_CLASS, listed)
+            return cls.of_list(WindowList.of_numbers(listed, num_windows, order, both_strands, dense_order))
+        counts = np.zeros(4 ** (order + 1), dtype=np.uint32)
+        _count(stream, order, both_strands, state, NEXT_STATE, BYTE_CLASS, counts)
+        return cls(counts.reshape(-1, 4))
 
-    Args:
-        counts: uint32 [4 ** order, 4].
+    @classmethod
+    def of_stretch(
+        cls,
+        stream: Bytes,
+        start: int,
+        stop: int,
+        order: int,
+        both_strands: bool = True,
+        dense_order: int | None = None,
+    ) -> WindowCounts:
+        """Counts the windows of a stream that have at least one base in [start, stop); see `of_stream`."""
+        begin = max(0, start - order)
+        touching = stream[begin : stop + order] if start < stop else stream[:0]
+        return cls.of_stream(touching, order, both_strands, _place_at(stream, begin), dense_order)
 
-    Returns:
-        One array [4 ** k, 4] for each k from 0 to order; int64 below the highest order.
-    """
-    levels: list[NDArray[Any]] = [counts]
-    while len(levels[-1]) > 1:
-        levels.append(levels[-1].reshape(4, -1, 4).sum(axis=0, dtype=np.int64))
-    return levels[::-1]
+    @classmethod
+    def of_list(cls, longer: WindowList) -> WindowCounts:
+        """The counts that a list of windows gives."""
+        return cls(longer.dense_counts(), longer)
+
+    def without(self, seen: WindowCounts) -> WindowCounts:
+        """These counts less those of a part of the stream."""
+        assert (self.order, self.dense_order) == (seen.order, seen.dense_order)
+        assert (seen.dense <= self.dense).all(), "another stream than the one that was counted"
+        longer = self.longer.without(seen.longer) if self.longer and seen.longer else None
+        return WindowCounts(self.dense - seen.dense, longer)
+
+    def dense_levels(self) -> list[NDArray[Any]]:
+        """Counts of each order from 0 to the dense one, [4 ** k, 4], as sums over the older bases; int64 below it."""
+        levels: list[NDArray[Any]] = [self.dense]
+        while len(levels[-1]) > 1:
+            levels.append(levels[-1].reshape(4, -1, 4).sum(axis=0, dtype=np.int64))
+        return levels[::-1]
+
+    def of_contexts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts of the contexts of some windows.
+
+        Args:
+            numbers: int64 [N], windows of `order + 1` bases.
+
+        Returns:
+            int64 [order + 1, N, 4]: for each order from 0 on, how often each base followed the context of that order.
+        """
+        levels = [level[(numbers >> 2) & (4**k - 1)] for k, level in enumerate(self.dense_levels())]
+        found = np.stack(levels).astype(np.int64, copy=False)
+        return np.concatenate([found, self.longer.of_contexts(numbers)]) if self.longer else found
 
 
 def windows(stream: Bytes, start: int, stop: int, order: int, every: int = 1) -> NDArray[np.int64]:

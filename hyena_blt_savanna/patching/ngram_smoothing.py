@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.nucleotides import Bytes
-from hyena_blt_savanna.patching.ngram_counts import count_windows_touching, counts_by_order, windows
+from hyena_blt_savanna.patching.ngram_counts import WindowCounts, windows
+from hyena_blt_savanna.patching.ngram_windows import NgramError
 
 NUM_TOTALS = 8 + 4 * 61
 """Classes of a context's total count: 0 to 7 apart, then four for each doubling, up to 2 ** 64."""
@@ -39,13 +40,9 @@ _PRIOR_STRENGTHS = 2.0 ** np.arange(-2, 20)
 _SAMPLES_FOR_PRIOR = 50_000
 
 
-class NgramError(ValueError):
-    """A sequence that an ngram model can't be fitted on, or a file that holds none."""
-
-
 def fit_weights(
     stream: Bytes,
-    counts: NDArray[np.uint32],
+    counts: WindowCounts,
     both_strands: bool,
     num_folds: int,
     num_samples: int,
@@ -54,7 +51,7 @@ def fit_weights(
 
     Args:
         stream: uint8 [L], what was counted.
-        counts: uint32 [4 ** order, 4], of the whole stream.
+        counts: those of the whole stream.
         both_strands: as for `counts`.
         num_folds: stretches that are left out in turn.
         num_samples: bases that are predicted, about, spread evenly.
@@ -65,20 +62,23 @@ def fit_weights(
     Raises:
         NgramError: the stream has no window at all.
     """
-    order = (len(counts).bit_length() - 1) // 2
+    order = counts.order
     edges = fold_edges(len(stream), num_folds)
     every = max(1, len(stream) // num_samples)
-    shares: list[list[NDArray[np.float32]]] = [[] for _ in range(order + 1)]
-    buckets: list[list[NDArray[np.int32]]] = [[] for _ in range(order + 1)]
+    shares: list[NDArray[np.float32]] = []
+    buckets: list[NDArray[np.int32]] = []
     for start, stop in itertools.pairwise(edges):
         samples = windows(stream, start, stop, order, every)
-        others = counts_by_order(counts - count_windows_touching(stream, start, stop, order, both_strands))
-        for k, level in enumerate(others):
-            share, bucket = np.empty(len(samples), dtype=np.float32), np.empty(len(samples), dtype=np.int32)
-            _look_up(level, samples & (4 ** (k + 1) - 1), share, bucket)
-            shares[k].append(share)
-            buckets[k].append(bucket)
-    predicted = np.full(sum(map(len, shares[0])), 0.25)
+        inside = WindowCounts.of_stretch(stream, start, stop, order, both_strands, counts.dense_order)
+        others = counts.without(inside).of_contexts(samples)
+        share = np.empty(others.shape[:2], dtype=np.float32)
+        bucket = np.empty(others.shape[:2], dtype=np.int32)
+        for k in range(order + 1):
+            _judge(others[k], samples & 3, share[k], bucket[k])
+        shares.append(share)
+        buckets.append(bucket)
+    share_by_order, bucket_by_order = np.concatenate(shares, axis=1), np.concatenate(buckets, axis=1)
+    predicted = np.full(share_by_order.shape[1], 0.25)
     if not len(predicted):
         raise NgramError(
             f"no stretch of {order + 1} bases A, C, G, T in {len(stream):,} bytes: "
@@ -86,7 +86,7 @@ def fit_weights(
         )
     weights = np.zeros((order + 1, NUM_BUCKETS))
     for k in range(order + 1):
-        seen, found = np.concatenate(shares[k]).astype(np.float64), np.concatenate(buckets[k])
+        seen, found = share_by_order[k].astype(np.float64), bucket_by_order[k]
         weights[k] = _fit_level(seen, predicted, found)
         predicted += weights[k, found] * (seen - predicted)
     return weights
@@ -146,15 +146,30 @@ def total_and_bucket(counts: NDArray[Any], row: int) -> tuple[Any, Any]:
     return total, total_class * NUM_SHARES + (8 * max(a, c, g, t) - 1) // total
 
 
-@njit(cache=True, nogil=True)
-def _look_up(
-    counts: NDArray[Any], samples: NDArray[np.int64], share: NDArray[np.float32], bucket: NDArray[np.int32]
+@njit(cache=True, nogil=True, inline="always")
+def mix(
+    counts: NDArray[Any],
+    row: int,
+    weights: NDArray[np.float64],
+    below: NDArray[np.float32],
+    level: NDArray[np.float32],
 ) -> None:
-    """Share of each sample's base among the counts of its context, and the context's bucket."""
-    for i in range(len(samples)):
-        row = samples[i] >> 2
-        total, bucket[i] = total_and_bucket(counts, row)
-        share[i] = counts[row, samples[i] & 3] / total if total > 0 else 0.0
+    """One step of the interpolation: `level` [4] from the counts of `row` and from `below` [4], one base shorter."""
+    total, bucket = total_and_bucket(counts, row)
+    weight = weights[bucket]
+    scale = weight / total if total > 0 else 0.0
+    for base in range(4):
+        level[base] = scale * counts[row, base] + (1.0 - weight) * below[base]
+
+
+@njit(cache=True, nogil=True)
+def _judge(
+    counts: NDArray[Any], bases: NDArray[np.int64], share: NDArray[np.float32], bucket: NDArray[np.int32]
+) -> None:
+    """Share of each sample's base among the counts of its context, a row of `counts`, and the context's bucket."""
+    for i in range(len(bases)):
+        total, bucket[i] = total_and_bucket(counts, i)
+        share[i] = counts[i, bases[i]] / total if total > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -16,9 +16,7 @@ from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.patching.marks import states_before
 from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
 from hyena_blt_savanna.patching.ngram_counts import (
-    count_windows,
-    count_windows_touching,
-    counts_by_order,
+    WindowCounts,
     first_row,
     num_contexts,
     windows,
@@ -72,7 +70,7 @@ def plain_distribution(context: str, counts: list[Counter[str]], weights: np.nda
 @pytest.mark.parametrize("both_strands", [True, False])
 def test_windows_are_counted_as_strings_are(order: int, both_strands: bool) -> None:
     stream = stream_with_marks(order)
-    counts = count_windows(stream, order, both_strands)
+    counts = WindowCounts.of_stream(stream, order, both_strands).dense
     assert counts.shape == (4**order, 4)
     expected = plain_counts(stream, order, both_strands)
     flat = counts.reshape(-1)
@@ -89,12 +87,12 @@ def test_windows_of_a_stretch_are_those_that_lie_inside_it() -> None:
 
 
 def test_counts_of_shorter_contexts_are_sums_over_the_oldest_base() -> None:
-    counts = count_windows(random_bases(5000, 1), 3)
-    levels = counts_by_order(counts)
+    counts = WindowCounts.of_stream(random_bases(5000, 1), 3)
+    levels = counts.dense_levels()
     assert [len(level) for level in levels] == [1, 4, 16, 64]
     for k, level in enumerate(levels):
         for row in range(4**k):
-            np.testing.assert_array_equal(level[row], counts[row :: 4**k].sum(axis=0))
+            np.testing.assert_array_equal(level[row], counts.dense[row :: 4**k].sum(axis=0))
 
 
 @given(st.integers(0, 30), st.integers(0, 600), st.integers(0, 600))
@@ -108,15 +106,21 @@ def test_a_stretch_that_is_left_out_counts_as_if_it_were_unknown(seed: int, star
     hidden[np.isin(hidden, list(b"ACGTacgt"))] = ord("N")
     inside_tag = states_before(stream) == 1
     masked[inside_tag] = stream[inside_tag]
-    left = count_windows(stream, 4) - count_windows_touching(stream, start, stop, 4)
-    np.testing.assert_array_equal(left, count_windows(masked, 4))
+    for dense_order in (2, 4):
+        inside = WindowCounts.of_stretch(stream, start, stop, 4, dense_order=dense_order)
+        left = WindowCounts.of_stream(stream, 4, dense_order=dense_order).without(inside)
+        expected = WindowCounts.of_stream(masked, 4, dense_order=dense_order)
+        np.testing.assert_array_equal(left.dense, expected.dense)
+        assert (left.longer is None) == (dense_order == 4)
+        if left.longer:
+            np.testing.assert_array_equal(left.longer.entries, expected.longer.entries)
 
 
 def test_a_tag_is_seen_however_far_back_it_opened() -> None:
     stream = as_bytes("A\0|" + "ACGT" * 50_000 + "|CCC")
-    assert count_windows_touching(stream, 150_000, len(stream), 1, both_strands=False).sum() == 2
+    assert WindowCounts.of_stretch(stream, 150_000, len(stream), 1, both_strands=False).dense.sum() == 2
     unclosed = as_bytes("|" + "ACGT" * 20_000)
-    assert count_windows_touching(unclosed, 70_000, 75_000, 1).sum() == 0
+    assert WindowCounts.of_stretch(unclosed, 70_000, 75_000, 1).dense.sum() == 0
 
 
 @given(
@@ -211,7 +215,7 @@ def test_a_stretch_does_not_move_the_entropies_of_the_model_that_left_it_out() -
     edges = [0, 1000, 2000, 4000]
     tables = config.fit_out_of_fold(stream, edges)[1]
     weights = config.fit(stream).weights
-    fitted_on_changed = NgramModel(config, count_windows(changed, 4), weights)
+    fitted_on_changed = NgramModel(config, WindowCounts.of_stream(changed, 4), weights)
     others = [fitted_on_changed.without(changed, a, b).table for a, b in itertools.pairwise(edges)]
     same = [table.digest == other.digest for table, other in zip(tables, others, strict=True)]
     assert same == [False, True, False]
@@ -258,12 +262,12 @@ def test_there_must_be_something_to_score() -> None:
 def test_the_digest_names_settings_counts_and_smoothing() -> None:
     model = fitted(2)
     assert model.digest == fitted(2).digest
-    changed_weights, changed_counts = model.weights.copy(), model.counts.copy()
+    changed_weights, changed_counts = model.weights.copy(), model.counts.dense.copy()
     changed_weights[1, 30] += 1e-9
     changed_counts[3, 2] += 1
     others = [
         NgramModel(model.config, model.counts, changed_weights),
-        NgramModel(model.config, changed_counts, model.weights),
+        NgramModel(model.config, WindowCounts(changed_counts), model.weights),
         NgramModel(model.config.model_copy(update={"both_strands": False}), model.counts, model.weights),
     ]
     assert len({model.digest, *(other.digest for other in others)}) == 4
