@@ -274,8 +274,9 @@ class JumpRule(PatchRuleConfig):
     threshold_nats: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Only a base of higher entropy starts a patch; null: to be calibrated."""
     rise_nats: float = Field(0.02, allow_inf_nan=False)
-    """Only a higher rise of the entropy over the base before starts a patch. The default lets calibration reach any
-    mean above 3.05 bases on E. coli with an order-8 model; 0.05 would bar those below 6, 0 hardly selects."""
+    """Only a higher rise of the entropy over the base before starts a patch. On E. coli with an order-8 model, the
+    default leaves means from 3 bases on within reach, 0.05 those from 6 on; calibrated to 8 bases, the default and the
+    threshold both count."""
 
     @property
     def limit_nats(self) -> float | None:

@@ -21,7 +21,16 @@ from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError, load_entropy_model, save_entropy_model
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import MODEL_FILE, PATCHER_FILE, SequenceError
-from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError, StaticRule
+from hyena_blt_savanna.patching.rules import (
+    BudgetRule,
+    ByteRule,
+    EntropyRule,
+    JumpRule,
+    MonotonicRule,
+    PatchRuleConfig,
+    PatchRuleError,
+    StaticRule,
+)
 from hyena_blt_savanna.testing.toy_streams import as_bytes, markov_bases, random_bases, stream_with_marks
 
 MODEL = NgramConfig(order=3, smoothing_folds=2).fit(markov_bases(20_000, 4)[0])
@@ -29,6 +38,9 @@ RULES = [
     BudgetRule(budget_nats=6.0, min_patch_bases=2),
     EntropyRule(threshold_nats=0.9, max_patch_bases=12),
     StaticRule(patch_bases=5),
+    MonotonicRule(rise_nats=0.2),
+    JumpRule(threshold_nats=0.8, rise_nats=0.0),
+    ByteRule(),
 ]
 
 
