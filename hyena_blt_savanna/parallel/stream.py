@@ -51,19 +51,26 @@ class Stream(SingleRank):
         return torch.cat([left.new_zeros(shape), left], dim=sequence_dim)
 
     def earlier(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
-        if self._state is None:
-            return None
-        place, self._next_place = self._next_place, self._next_place + 1
-        left = self._state[place] if place < len(self._state) else None
+        left = self.kept()
         num_new = x.shape[sequence_dim]
         if num_new >= length:
             # A copy, or the whole of x would be kept.
-            kept = x.narrow(sequence_dim, num_new - length, length).clone()
+            self.keep(x.narrow(sequence_dim, num_new - length, length).clone())
         elif left is None:
-            kept = x.clone()
+            self.keep(x.clone())
         else:
             num_old = min(length - num_new, left.shape[sequence_dim])
             old = left.narrow(sequence_dim, left.shape[sequence_dim] - num_old, num_old)
-            kept = torch.cat([old, x], dim=sequence_dim)
-        self._state[place : place + 1] = [kept]
+            self.keep(torch.cat([old, x], dim=sequence_dim))
         return left
+
+    def kept(self) -> Tensor | None:
+        """What the pass before kept at this place; None in the first pass, and outside of one. `keep` must follow."""
+        at = self._next_place
+        return self._state[at] if self._state is not None and at < len(self._state) else None
+
+    def keep(self, positions: Tensor) -> None:
+        """Keeps the last positions at this place for the next pass, and goes on to the next place."""
+        if self._state is not None:
+            self._state[self._next_place : self._next_place + 1] = [positions]
+            self._next_place += 1

@@ -32,6 +32,7 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.nucleotides import BASE_CODE, BASES, END_OF_DOCUMENT, OTHER_CODE, PADDING, UPPER, Bytes
 from hyena_blt_savanna.parallel.stream import Stream, StreamState
 from hyena_blt_savanna.patching.marks import IN_SEQUENCE, IN_TAG, PLACE, START, state_after, states_before
+from hyena_blt_savanna.patching.neural_kernels import fuse
 
 _READ_BASES = 1 << 20
 _LARGEST_NATS = np.log(4.0)
@@ -98,6 +99,8 @@ class NeuralModel:
         self._network.eval().requires_grad_(False)
         head = self._network.head.weight.detach()
         self._head = head[list(BASES)].float()
+        # Filters are taken before the weights are cast: they stay fp32.
+        fuse(self._network, self._stream)
         if config.precision == "bf16":
             self._network.bfloat16()
 
