@@ -12,7 +12,7 @@ from torch.nn import functional
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
 
-Activation = Literal["gelu", "identity"]
+Activation = Literal["gelu", "silu", "identity"]
 
 
 class MLPConfig(Config):
@@ -22,8 +22,8 @@ class MLPConfig(Config):
     """Hidden width F; None: two thirds of four times the model's width, so that the weights are 8 M^2."""
     round_up_to: int = Field(16, gt=0)
     """The derived width is rounded up to a multiple of this (128 in Evo 2 7B)."""
-    activation: Literal["gelu", "identity", "gelu_until_long"] = "gelu"
-    """Of the gate, GELU exact. `gelu_until_long`: GELU in the blocks before the first hyena_mr or hyena_li,
+    activation: Literal["gelu", "silu", "identity", "gelu_until_long"] = "gelu"
+    """Of the gate: GELU exact, or SiLU. `gelu_until_long`: GELU in the blocks before the first hyena_mr or hyena_li,
     identity from there on, as the Evo 2 weights were trained."""
 
     def hidden_width(self, width: int) -> int:
@@ -61,8 +61,9 @@ class GatedMLP(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """[B, L, M] to [B, L, M]."""
         gate, up = self.gate(u), self.up(u)
-        hidden = _GELUProduct.apply(gate, up) if self.activation == "gelu" else gate * up
-        return self.down(hidden)
+        if self.activation == "gelu":
+            return self.down(_GELUProduct.apply(gate, up))
+        return self.down((functional.silu(gate) if self.activation == "silu" else gate) * up)
 
 
 class _GELUProduct(torch.autograd.Function):

@@ -181,13 +181,14 @@ def test_mlp_widths_and_activations() -> None:
     assert MLPConfig().activations(ALL) == ["gelu"] * 4
 
 
-@pytest.mark.parametrize("activation", ["gelu", "identity"])
+@pytest.mark.parametrize("activation", ["gelu", "silu", "identity"])
 def test_mlp_equals_the_formula(activation: Activation) -> None:
     mlp = GatedMLP(8, 16, activation, num_blocks=2).double()
     x = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=True)
     gate = x @ mlp.gate.weight.T
     # GELU by the normal distribution's own integral: exact, not its tanh approximation.
-    gate = gate * (1 + torch.erf(gate / 2**0.5)) / 2 if activation == "gelu" else gate
+    share = {"gelu": (1 + torch.erf(gate / 2**0.5)) / 2, "silu": 1 / (1 + (-gate).exp()), "identity": 1}
+    gate = gate * share[activation]
     theirs = (gate * (x @ mlp.up.weight.T)) @ mlp.down.weight.T
     torch.testing.assert_close(mlp(x), theirs)
     inputs, weight = [x, *mlp.parameters()], torch.randn_like(x)
