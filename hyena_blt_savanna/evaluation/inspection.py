@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,10 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.boundaries import BoundaryReader
 from hyena_blt_savanna.data.entropies import EntropyReader
-from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.fasta import Record, read_fasta, read_record
 from hyena_blt_savanna.data.gff import Coding, coding_of, read_gff
 from hyena_blt_savanna.data.indexed import IndexedReader
-from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest
+from hyena_blt_savanna.data.manifest import manifest_path
 from hyena_blt_savanna.data.regions import Region
 from hyena_blt_savanna.data.splits import SPLIT_NAMES
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
@@ -55,17 +55,16 @@ def read_stretch(
     """
     wanted = None if region is None else Region.parse(region)
     given = None if patcher is None else find_patcher(patcher)
-    calibrated = None if patcher is None else _calibrated_mean(patcher)
     if data.is_file():
         if annotation is not None:
             raise InspectionError(f"{data} is a FASTA file: boundaries named {annotation!r} belong to a dataset")
-        return _read_fasta_stretch(data, wanted, given, calibrated, gff)
+        return _read_fasta_stretch(data, wanted, given, gff)
     if gff is not None:
         raise InspectionError(
             f"{data} is a dataset, which doesn't keep the names of its records: to see what is coding, give the FASTA "
             f"file, and --patcher {patcher_folder(data, annotation or 'patches')}"
         )
-    return _read_dataset_stretch(data, wanted, given, calibrated, annotation or "patches")
+    return _read_dataset_stretch(data, wanted, given, annotation or "patches")
 
 
 def find_patcher(path: Path) -> Patcher:
@@ -89,20 +88,11 @@ def find_patcher(path: Path) -> Patcher:
     return Patcher.load(folder)
 
 
-def _calibrated_mean(patcher: Path) -> float | None:
-    """Mean length that a patcher beside its dataset was calibrated to, as far as the dataset tells."""
-    if patcher.suffix != ".patcher":
-        return None
-    try:
-        manifest = read_annotation_manifest(patcher.parent / SPLIT_NAMES[0], patcher.stem)
-    except DataError:
-        return None
-    return manifest.calibration.get("mean_bases")
+def _calibrated_mean(patcher: Patcher) -> float | None:
+    return None if patcher.calibration is None else patcher.calibration.mean_bases
 
 
-def _read_fasta_stretch(
-    path: Path, region: Region | None, patcher: Patcher | None, calibrated: float | None, gff: Path | None
-) -> Stretch:
+def _read_fasta_stretch(path: Path, region: Region | None, patcher: Patcher | None, gff: Path | None) -> Stretch:
     records = [read_record(path, region.name)] if region else list(read_fasta(path))
     notes = []
     if patcher is None:
@@ -127,7 +117,7 @@ def _read_fasta_stretch(
         starts=starts,
         lengths=lengths,
         rule=patcher.rule,
-        calibrated_mean_bases=calibrated,
+        calibrated_mean_bases=_calibrated_mean(patcher),
         coding=None if gff is None else _coding(gff, records, region, len(bases)),
         notes=tuple(notes),
     )
@@ -172,22 +162,21 @@ def _coding(gff: Path, records: list[Record], region: Region | None, num_bases: 
     return Coding(strands, places)
 
 
-def _read_dataset_stretch(
-    data: Path, region: Region | None, given: Patcher | None, calibrated: float | None, annotation: str
-) -> Stretch:
+def _read_dataset_stretch(data: Path, region: Region | None, given: Patcher | None, annotation: str) -> Stretch:
     prefix, start, stop, first, title = _find_in_dataset(data, region)
     reader = IndexedReader(prefix)
     notes: list[str] = []
     if given is not None:
         notes.append("Cut anew by the patcher that was given; the dataset's own boundaries are not shown.")
-        pieces = []
         model = _model_of(given, notes)
-        for begin, end in zip(reader.document_starts[:-1].tolist(), reader.document_starts[1:].tolist(), strict=True):
-            if begin < stop and end > start:
-                document = np.asarray(reader.stream[begin:end])
-                pieces.append(_cut_piece(document, max(start, begin) - begin, min(stop, end) - begin, given, model))
+        edges = reader.document_starts
+        inside = edges[np.searchsorted(edges, start, side="right") - 1 : np.searchsorted(edges, stop) + 1].tolist()
+        pieces = [
+            _cut_piece(reader.stream[begin:end], max(start, begin) - begin, min(stop, end) - begin, given, model)
+            for begin, end in itertools.pairwise(inside)
+        ]
         bases, entropies, starts, lengths = (np.concatenate(parts) for parts in zip(*_end_to_end(pieces), strict=True))
-        rule = given.rule
+        patcher = given
     else:
         boundaries = BoundaryReader(prefix, annotation)
         patcher = Patcher.load(patcher_folder(prefix.parent, annotation))
@@ -202,7 +191,6 @@ def _read_dataset_stretch(
                     "Entropies are those of the model of the whole training data; its cuts were found out of fold."
                 )
             entropies = _entropies(reader, start, stop, _model_of(patcher, notes))
-        calibrated, rule = boundaries.manifest.calibration.get("mean_bases"), patcher.rule
     return Stretch(
         title=title + ("" if given else f" ({annotation})"),
         first=first,
@@ -210,8 +198,8 @@ def _read_dataset_stretch(
         entropies=entropies,
         starts=starts,
         lengths=lengths,
-        rule=rule,
-        calibrated_mean_bases=calibrated,
+        rule=patcher.rule,
+        calibrated_mean_bases=_calibrated_mean(patcher),
         notes=tuple(notes),
     )
 

@@ -88,10 +88,10 @@ def base_classes(stretch: Stretch) -> dict[str, NDArray[np.bool_]]:
     if stretch.coding is not None:
         strands, places = stretch.coding.strands, stretch.coding.codon_places
         classes["coding"] = strands > 0
-        classes["coding, forward strand"] = strands == 1
-        classes["coding, reverse strand"] = strands == 2
-        for place, ordinal in enumerate(("first", "second", "third")):
-            classes[f"{ordinal} base of codons"] = places == place
+        for code, strand in ((1, "forward"), (2, "reverse")):
+            classes[f"coding, {strand} strand"] = strands == code
+            for place, ordinal in enumerate(("first", "second", "third")):
+                classes[f"{strand} codons, {ordinal} base"] = (strands == code) & (places == place)
         classes["not coding"] = strands == 0
     classes["homopolymers"] = homopolymers(bases)
     classes["tandem repeats"] = tandem_repeats(bases)

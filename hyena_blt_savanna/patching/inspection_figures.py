@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.whole_files import write_whole
-from hyena_blt_savanna.nucleotides import BASE_CODE, IS_REPEAT_MASKED, UPPER
+from hyena_blt_savanna.nucleotides import BASE_CODE, IS_REPEAT_MASKED, OTHER_CODE, UPPER
 from hyena_blt_savanna.patching.inspection import THIS, Inspection
 from hyena_blt_savanna.patching.inspection_composition import EVERYTHING, ClassFigures
 from hyena_blt_savanna.patching.inspection_rules import Agreement, Cutting
@@ -36,16 +36,17 @@ _PALETTE = ("#3b7dd8", "#e0862d", "#2f9e77", "#c9549b", "#8a6fd1", "#c0504d", "#
 _BASE_COLOURS = ("#2f9e77", "#3b7dd8", "#d99a1c", "#d1495b", _GREY)
 _UNIFORM_NATS = float(np.log(4))
 _LEAST_WINDOWS = 20
+_PIXELS_PER_INCH = 108
 
 
 def pictures_of(inspection: Inspection) -> dict[str, Picture]:
     """All pictures of an inspection, by name; those that it has nothing for are left out."""
-    cuttings = inspection.cuttings
+    cuttings, sample = inspection.cuttings, inspection.sample
     rules = {name: cutting.rule for name, cutting in cuttings.items() if name != THIS or len(cuttings) == 1}
     pictures = {
         "stretch": picture_of_stretch(inspection.example, inspection.example_starts),
         "lengths": picture_of_lengths({name: cutting.lengths for name, cutting in cuttings.items()}),
-        "entropies": picture_of_entropies(inspection.sample.entropies, rules),
+        "entropies": picture_of_entropies(sample.entropies[BASE_CODE[sample.bases] != OTHER_CODE], rules),
         "composition": picture_of_composition(inspection.composition),
     }
     if len(cuttings) > 1:
@@ -96,13 +97,13 @@ def picture_of_entropies(entropies: NDArray[np.float32], rules: Mapping[str, Pat
     """How entropies are distributed, with the threshold of each rule that has one.
 
     Args:
-        entropies: float32 [L], nats.
+        entropies: float32 [L], nats, of bases A, C, G and T.
         rules: by name; calibrated.
     """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        low = float(np.quantile(entropies, 0.002))
+        low = float(np.quantile(entropies, 0.004))
         top = max(_UNIFORM_NATS, float(entropies.max()))
         shares, edges = np.histogram(entropies, bins=120, range=(min(low, top - 0.01), top))
         axes.stairs(100 * shares / len(entropies), edges, fill=True, color=_PALETTE[0], alpha=0.85)
@@ -205,10 +206,13 @@ def _draw_row(
 def picture_along(windows: Windows, coding: NDArray[np.float64] | None) -> Picture:
     """Cuts and entropy along a stretch, beside GC content, repeats and what is coding.
 
+    Windows of which most bases are not known are left empty, and single windows far off may leave a panel.
+
     Args:
         windows: the stretch in windows.
         coding: float64 [W], share of coding bases; None where that is not known.
     """
+    is_shown = windows.known >= 0.5
     tracks: list[tuple[str, NDArray[np.float64], str]] = [
         ("bases per cut", np.where(np.isfinite(windows.bases_per_cut), windows.bases_per_cut, np.nan), _PALETTE[0]),
         ("entropy\n(nats)", windows.nats, _PALETTE[1]),
@@ -223,9 +227,12 @@ def picture_along(windows: Windows, coding: NDArray[np.float64] | None) -> Pictu
     def draw(figure: Figure) -> None:
         panels: list[Axes] = list(figure.subplots(len(tracks), 1, sharex=True, squeeze=False)[:, 0])
         for panel, (name, values, colour) in zip(panels, tracks, strict=True):
-            panel.plot(windows.middles, values, color=colour, linewidth=0.9)
-            if np.isfinite(values).any():
-                panel.axhline(float(np.nanmean(values)), color=_GREY, linewidth=0.7, linestyle=":")
+            shown = np.where(is_shown, values, np.nan)
+            panel.plot(windows.middles, shown, color=colour, linewidth=0.9)
+            if np.isfinite(shown).any():
+                panel.axhline(float(np.nanmean(shown)), color=_GREY, linewidth=0.7, linestyle=":")
+                low, high = np.nanquantile(shown, (0.01, 0.99))
+                panel.set_ylim(low - 0.4 * (high - low) - 1e-3, high + 0.4 * (high - low) + 1e-3)
             panel.set_ylabel(name, rotation=0, ha="right", va="center")
         panels[-1].set_xlabel(f"base (windows of {windows.width_bases:,} bases)")
         panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -330,7 +337,8 @@ def as_svg(picture: Picture, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Two figures of one page may name different parts alike.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%" role="img"', text, count=1)
+    width = round(picture.inches[0] * _PIXELS_PER_INCH)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'width="{width}" role="img"', text, count=1)
 
 
 def _drawn(picture: Picture, ink: str, salt: str = "", **options: Any) -> bytes:

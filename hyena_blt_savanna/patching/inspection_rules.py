@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.calibration import calibrate
 from hyena_blt_savanna.patching.cutting import cut
@@ -77,7 +78,7 @@ def cut_by_rules(stretch: Stretch, kinds: Sequence[str], mean_bases: float) -> d
                 rule = cls.parse(bounds)
             else:
                 rule, _ = calibrate(cls.parse(bounds), stretch.bases, stretch.entropies, mean_bases)
-        except PatchRuleError as error:
+        except (PatchRuleError, ConfigError) as error:
             logger.warning("left out: %s", error)
             continue
         found[kind] = Cutting.of(rule, stretch.bases, stretch.entropies)

@@ -158,7 +158,8 @@ class Windows:
         middles: float64 [W], number of the base in the middle of each.
         bases_per_cut: float64 [W], width over the patches that start there.
         nats: float64 [W], mean entropy.
-        gc: float64 [W], share of G and C among A, C, G and T; NaN where there are none.
+        known: float64 [W], share of A, C, G and T.
+        gc: float64 [W], share of G and C among those; NaN where there are none.
         soft_masked: float64 [W], share in lower case.
         repeats: float64 [W], share in homopolymers and tandem repeats.
     """
@@ -167,6 +168,7 @@ class Windows:
     middles: NDArray[np.float64]
     bases_per_cut: NDArray[np.float64]
     nats: NDArray[np.float64]
+    known: NDArray[np.float64]
     gc: NDArray[np.float64]
     soft_masked: NDArray[np.float64]
     repeats: NDArray[np.float64]
@@ -196,6 +198,7 @@ def in_windows(stretch: Stretch, repeats: NDArray[np.bool_], width_bases: int) -
             middles=stretch.first + width_bases * np.arange(num, dtype=np.float64) + (width_bases - 1) / 2,
             bases_per_cut=1 / means(is_start),
             nats=means(stretch.entropies),
+            known=known,
             gc=np.where(known > 0, means((codes == 1) | (codes == 2)) / known, np.nan),
             soft_masked=means((stretch.bases >= ord("a")) & (stretch.bases <= ord("z"))),
             repeats=means(repeats),

@@ -122,7 +122,7 @@ def rule_rows(inspection: Inspection) -> tuple[list[str], list[list[str]]]:
 def composition_rows(inspection: Inspection) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table of the classes of bases."""
     names = list(inspection.cuttings)
-    header = ["bases per cut", "bases", "share", "entropy", *names]
+    header = ["bases per cut", "bases", "share", "nats a base", *names]
     rows = [
         [name, f"{each.num_bases:,}", f"{100 * each.share:.2f} %", f"{each.mean_nats:.4f}"]
         + [f"{value:.3f}" if np.isfinite(value) else "-" for value in each.bases_per_cut.values()]

@@ -82,6 +82,7 @@ def test_windows_equal_plain_counting(toy):
         gc = (upper.count("G") + upper.count("C")) / known if known else np.nan
         assert found.gc[number] == pytest.approx(gc, nan_ok=True)
         assert found.soft_masked[number] == pytest.approx(sum(letter.islower() for letter in letters) / 700)
+        assert found.known[number] == known / 700
         assert found.repeats[number] == pytest.approx(sum(int(repeats[i]) for i in inside) / 700)
 
 
@@ -225,7 +226,7 @@ def test_everything_together(toy):
     text = as_text(found)
     assert "A note." in text
     assert "20,000 bases: give a region" in text
-    assert "+" in text.split("drift")[1].splitlines()[0]
+    assert f"{100 * (toy.lengths.mean() / 4 - 1):+.2f} % in mean length, calibrated to 4.000" in text
     # The budget that calibration finds again cuts as this one does, in the example too.
     assert plain["cuttings"]["budget"]["mean_bases"] == pytest.approx(plain["cuttings"][THIS]["mean_bases"], rel=1e-3)
     begin = found.example.first - toy.first
