@@ -6,7 +6,6 @@ Writes a trained isotropic model as a neural entropy model, whose blocks each ha
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -21,10 +20,9 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--to", type=Path, required=True, help="file to write")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the matrix products")
-    parser.add_argument("--about", type=json.loads, help='JSON that is kept with it, such as {"trained_on": ...}')
     given = parser.parse_args()
     try:
-        freeze_entropy_model(given.checkpoint, given.to, given.precision, given.about)
+        freeze_entropy_model(given.checkpoint, given.to, given.precision)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import PretrainedError, read_native
@@ -19,15 +19,13 @@ def freeze_entropy_model(
     checkpoint: Path,
     to: Path,
     precision: Literal["fp32", "bf16"] = "fp32",
-    about: dict[str, Any] | None = None,
 ) -> NeuralModel:
-    """Writes the model of a checkpoint as an entropy model.
+    """Writes the model of a checkpoint as an entropy model, with what it was trained on (see `stored_models`).
 
     Args:
         checkpoint: a run folder, a training checkpoint or a native one.
         to: path of the file.
         precision: of its matrix products from now on.
-        about: what else is to be known of it, such as `trained_on`.
 
     Returns:
         The model that was written.
@@ -47,6 +45,6 @@ def freeze_entropy_model(
     except ConfigError as error:
         raise PretrainedError(f"{native.folder} can't be an entropy model: {error}; train it anew") from error
     model = NeuralModel(config, native.module.state_dict())
-    save_entropy_model(model, to, {"checkpoint": str(checkpoint)} | (about or {}))
+    save_entropy_model(model, to, {"trained_on": native.trained_on})
     logger.info("%s: %s bases of context, digest %s", to, f"{model.context_bases:,}", model.digest[:12])
     return model
