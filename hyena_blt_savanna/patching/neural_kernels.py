@@ -1,4 +1,4 @@
-"""A Hyena mixer between its projections as one pass over memory, for inference on a CPU.
+"""What lies between the matrix products of a network, in one pass over memory each, for inference on a CPU.
 
 Operator by operator, a featurizer of three taps, two gates and a filter of seven taps go through memory some thirty
 times, which takes longer than the matrix products around them. Here a channel stays in the first-level cache from the
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.model.isotropic import Isotropic
 from hyena_blt_savanna.model.mixers import HyenaMixer, thirds
+from hyena_blt_savanna.model.norms import RMSNorm
 from hyena_blt_savanna.model.operators import HyenaMR
 from hyena_blt_savanna.parallel.stream import Stream
 
@@ -27,15 +28,35 @@ _PRODUCTS_A_THREAD = 1 << 22
 
 
 def fuse(network: Isotropic, stream: Stream) -> None:
-    """Puts a `FusedMixer` in the place of each Hyena mixer of a network; its blocks have a finite reach.
+    """Puts a `FusedMixer` in the place of each Hyena mixer, and a `FusedNorm` in that of each norm.
 
     Args:
-        network: with its weights, which must not change any more.
+        network: with its weights, which must not change any more; its blocks have a finite reach. Changed in place.
         stream: the context that the network was built with.
     """
-    for block in network.stack.blocks:
-        if isinstance(block.mixer, HyenaMixer):
-            block.mixer = FusedMixer(block.mixer, stream)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, RMSNorm):
+                setattr(module, name, FusedNorm(child))
+            elif isinstance(child, HyenaMixer):
+                setattr(module, name, FusedMixer(child, stream))
+
+
+class FusedNorm(nn.Module):
+    """Computes what a frozen RMSNorm computes, on a CPU, in fp32."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self._scale = _array(norm.scale)
+        self._epsilon, self._inside = norm.config.epsilon, norm.config.epsilon_inside_root
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, M] to [B, L, M]."""
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        normalise = _normalise_halves if x.dtype == torch.bfloat16 else _normalise_floats
+        normalise(_bits(x.flatten(0, 1)), self._scale, self._epsilon, self._inside, _bits(y.flatten(0, 1)))
+        return y
 
 
 class FusedMixer(nn.Module):
@@ -99,6 +120,51 @@ def _bits(x: Tensor) -> NDArray[np.float32 | np.uint16]:
     """Numbers as numpy knows them: bfloat16 as its bits."""
     x = x.contiguous() if x.dtype != torch.bfloat16 else x.contiguous().view(torch.uint16)
     return x.numpy()
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _normalise_row(x: Floats, scale: Floats, epsilon: float, inside: bool, y: Floats) -> None:
+    squares = np.float32(0.0)
+    for channel in range(len(x)):
+        squares += x[channel] * x[channel]
+    mean = squares / np.float32(len(x))
+    inverse = np.float32(1.0 / np.sqrt(mean + epsilon) if inside else 1.0 / (np.sqrt(mean) + epsilon))
+    for channel in range(len(x)):
+        y[channel] = x[channel] * inverse * scale[channel]
+
+
+@njit(cache=True, nogil=True)
+def _normalise_floats(x: Floats, scale: Floats, epsilon: float, inside: bool, y: Floats) -> None:
+    """Rows of x and y [N, M]."""
+    for row in range(len(x)):
+        _normalise_row(x[row], scale, epsilon, inside, y[row])
+
+
+@njit(cache=True, nogil=True)
+def _normalise_halves(
+    x: NDArray[np.uint16], scale: Floats, epsilon: float, inside: bool, y: NDArray[np.uint16]
+) -> None:
+    """The same in bfloat16, given as its bits."""
+    bits, out = np.empty(x.shape[1], np.uint32), np.empty(x.shape[1], np.float32)
+    for row in range(len(x)):
+        _widen(x[row], bits)
+        _normalise_row(bits.view(np.float32), scale, epsilon, inside, out)
+        _narrow(out.view(np.uint32), y[row])
+
+
+@njit(cache=True, nogil=True)
+def _widen(halves: NDArray[np.uint16], bits: NDArray[np.uint32]) -> None:
+    """The bits of bfloat16 as those of fp32."""
+    for i in range(len(halves)):
+        bits[i] = np.uint32(halves[i]) << np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def _narrow(bits: NDArray[np.uint32], halves: NDArray[np.uint16]) -> None:
+    """The bits of fp32 as those of the nearest bfloat16, halves to the even one."""
+    for i in range(len(bits)):
+        rounding = np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
+        halves[i] = np.uint16((bits[i] + rounding) >> np.uint32(16))
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -204,16 +270,10 @@ def _mix_halves(
             own_taps[part] = featurizer_taps[part * width + channel]
         for row in range(z.shape[1]):
             for part in range(3):
-                narrow, shifted = z[part * width + channel, row], wide[part]
-                for t in range(length):
-                    shifted[t] = np.uint32(narrow[t]) << np.uint32(16)
+                _widen(z[part * width + channel, row], wide[part])
                 rows[part, :before] = left_z[part * width + channel, row]
                 rows[part, before:] = floats[part]
             p[: num_taps - 1] = left_p[channel, row]
             _mix_channel(rows, own_taps, taps[channel], skip[channel], features, p, mixed)
             kept_p[channel, row] = p[length:]
-            out = y[channel, row]
-            for t in range(length):
-                # To the nearest, halves to even.
-                rounding = np.uint32(0x7FFF) + ((bits[t] >> np.uint32(16)) & np.uint32(1))
-                out[t] = np.uint16((bits[t] + rounding) >> np.uint32(16))
+            _narrow(bits, y[channel, row])
