@@ -56,22 +56,22 @@ def measure(order: int, train: Bytes, test: Bytes, mean_bases: float) -> dict[st
     pieces = [train[a : min(a + _PIECE_BASES, b)] for a, b in itertools.pairwise(edges)]
     unseen, out_of_fold_bits = [], []
     for piece, (a, b) in zip(pieces, itertools.pairwise(edges), strict=True):
-        others = model.without(train, a, b)
-        unseen.append(others.entropies(piece))
-        out_of_fold_bits.append(others.bits_per_base(piece))
-        del others
+        nats, log_probabilities = model.without(train, a, b).entropies_and_log_probabilities(piece)
+        unseen.append(nats)
+        out_of_fold_bits.append(_bits(log_probabilities))
     sample = np.concatenate(pieces)
     # Piece by piece, as out of fold, so that a piece's first bases lack the same context.
     in_sample = np.concatenate([model.entropies(piece) for piece in pieces])
+    new, log_probabilities = model.entropies_and_log_probabilities(np.concatenate([test, sample]))
     found: dict[str, Any] = {
         "order": order,
-        "bits_in_sample": model.bits_per_base(sample),
+        "bits_in_sample": _bits(log_probabilities[len(test) :]),
         "bits_out_of_fold": float(np.mean(out_of_fold_bits)),
-        "bits_test": model.bits_per_base(test),
+        "bits_test": _bits(log_probabilities[: len(test)]),
         "table_megabytes": model.table.num_bytes / 1e6,
     }
     streams = {"in_sample": in_sample, "out_of_fold": np.concatenate(unseen)}
-    new = model.entropies(test)
+    new = new[: len(test)]
     for rule in (EntropyRule(), BudgetRule()):
         found[rule.kind] = compare(rule, sample, streams, test, new, mean_bases)
     found["seconds"] = time.process_time() - start
@@ -113,6 +113,10 @@ def describe(lengths: NDArray[np.int32], rule: PatchRuleConfig) -> dict[str, flo
     """Mean and standard deviation of patch lengths, and the share of patches at the maximum."""
     longest = np.mean(lengths == rule.max_patch_bases)
     return {"mean_bases": float(lengths.mean()), "sd_bases": float(lengths.std()), "share_longest": float(longest)}
+
+
+def _bits(log_probabilities: Nats) -> float:
+    return float(-np.nanmean(log_probabilities.astype(np.float64)) / np.log(2.0))
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -40,8 +40,8 @@ class NgramConfig(Config):
 
     kind: Literal["ngram"] = "ngram"
     order: int = Field(8, ge=0, le=16)
-    """Bases of context. A table has 4 ** order rows up to order 12 (order 12: 0.7 GB, order 8: 2.6 MB); above, a node
-    for each context that was seen, and the sequence may have at most 134 million bases."""
+    """Bases of context. Up to order 12 a table has 4 ** order rows and more (order 12: 0.7 GB, order 8: 2.6 MB); above,
+    it has 4 bytes for each context that was seen, and at most 134 million bases can be fitted on."""
     both_strands: bool = True
     """Whether the reverse complement is counted too; false for RNA."""
     smoothing_folds: int = Field(8, ge=2)
@@ -135,9 +135,15 @@ class NgramModel:
         Returns:
             float32 [L], nats; NaN where the byte is no base, and inside tags.
         """
+        return self.entropies_and_log_probabilities(bases)[1]
+
+    def entropies_and_log_probabilities(self, bases: Bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both at once, for the price of one interpolation of all contexts; see `entropies`, `log_probabilities`."""
         dense, nats = self._dense()
         tree, longer = self._tree(dense, nats, with_probabilities=True)
-        return read_log_probabilities(bases, self.config.order, dense, tree, longer)
+        order = self.config.order
+        entropies = EntropyTable(order, nats, tree).entropies(bases)
+        return entropies, read_log_probabilities(bases, order, dense, tree, longer)
 
     def bits_per_base(self, bases: Bytes) -> float:
         """Mean of -log2 of the probabilities, over the bases A, C, G, T of uint8 [L].
@@ -201,7 +207,10 @@ class NgramModel:
             _interpolate(counts, self.weights[k], below, level)
             below = level
         nats = np.empty(len(probabilities), dtype=np.float32)
-        _fill_entropies(probabilities, nats)
+        for k in range(dense_order + 1):
+            shorter = slice(first_row(max(k - 1, 0)), first_row(max(k, 1)))
+            rows = slice(first_row(k), first_row(k + 1))
+            _fill_entropies(probabilities[shorter], nats[shorter], probabilities[rows], nats[rows])
         return probabilities, on_grid(nats)
 
     def _tree(
@@ -226,6 +235,16 @@ def _interpolate(
 
 
 @njit(cache=True, nogil=True)
-def _fill_entropies(probabilities: NDArray[np.float32], nats: NDArray[np.float32]) -> None:
+def _fill_entropies(
+    below: NDArray[np.float32],
+    below_nats: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    nats: NDArray[np.float32],
+) -> None:
+    """Entropies of one order; where nothing was seen, the distribution and its entropy are those of the order below."""
+    shorter = len(below) - 1
     for row in range(len(nats)):
-        nats[row] = entropy_nats(probabilities[row])
+        same = len(nats) > len(below)
+        for base in range(4):
+            same &= probabilities[row, base] == below[row & shorter, base]
+        nats[row] = below_nats[row & shorter] if same else entropy_nats(probabilities[row])
