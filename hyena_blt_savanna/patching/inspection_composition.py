@@ -21,7 +21,7 @@ TANDEM_COPIES = 3
 GC_WINDOW_BASES = 128
 """Windows whose GC content puts their bases into a quarter."""
 
-EVERYTHING = "everything"
+EVERYTHING, OTHER_LETTERS = "everything", "letters other than A, C, G, T"
 
 
 def homopolymers(bases: Bytes) -> NDArray[np.bool_]:
@@ -99,7 +99,7 @@ def base_classes(stretch: Stretch) -> dict[str, NDArray[np.bool_]]:
     if classes["soft-masked"].any():
         classes["not soft-masked"] = ~classes["soft-masked"]
     classes |= _gc_quarters(bases)
-    classes["letters other than A, C, G, T"] = BASE_CODE[bases] == OTHER_CODE
+    classes[OTHER_LETTERS] = BASE_CODE[bases] == OTHER_CODE
     return {name: mask for name, mask in classes.items() if mask.any()}
 
 

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import BASE_CODE, IS_REPEAT_MASKED, OTHER_CODE, UPPER
 from hyena_blt_savanna.patching.inspection import THIS, Inspection
-from hyena_blt_savanna.patching.inspection_composition import EVERYTHING, ClassFigures
+from hyena_blt_savanna.patching.inspection_composition import (
+    EVERYTHING,
+    OTHER_LETTERS,
+    ClassFigures,
+    homopolymers,
+    tandem_repeats,
+)
 from hyena_blt_savanna.patching.inspection_rules import Agreement, Cutting
 from hyena_blt_savanna.patching.inspection_stretch import Stretch, Windows
 from hyena_blt_savanna.patching.rules import PatchRuleConfig
@@ -126,6 +132,8 @@ def picture_of_entropies(entropies: NDArray[np.float32], rules: Mapping[str, Pat
 def picture_of_stretch(stretch: Stretch, cuttings: Mapping[str, NDArray[np.int64]]) -> Picture:
     """Some 150 bases with their letters, entropies and the patches of each cutting one above the other.
 
+    Homopolymers and tandem repeats have a grey ground, soft-masked letters are slanted.
+
     Args:
         stretch: what is drawn.
         cuttings: int64 [P], where patches start in the stretch, by name.
@@ -185,6 +193,9 @@ def _draw_row(
             weight="bold",
             style="italic" if IS_REPEAT_MASKED[base] else "normal",
         )
+    repeats = np.flatnonzero((homopolymers(stretch.bases) | tandem_repeats(stretch.bases))[begin:stop])
+    boxes = [(positions[0] + index - 0.5, 1.0) for index in repeats.tolist()]
+    axes.broken_barh(boxes, (num_lanes + 0.08, 0.84), color=_GREY, alpha=0.25, linewidth=0)
     nats = np.clip((stretch.entropies[begin:stop] - low) / span, 0, 1)
     base_line = num_lanes + 1.1
     axes.stairs(
@@ -242,15 +253,15 @@ def picture_along(windows: Windows, coding: NDArray[np.float64] | None) -> Pictu
 
 
 def picture_of_composition(composition: Mapping[str, ClassFigures]) -> Picture:
-    """Bases per cut in each class of bases, a point for each cutting.
+    """Bases per cut in each class of bases, a point for each cutting; letters that are no base are left out.
 
     Args:
         composition: by class of bases.
     """
+    names = [name for name in composition if name != OTHER_LETTERS]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        names = list(composition)
         cuttings = list(next(iter(composition.values())).bases_per_cut)
         palette = colours(cuttings)
         heights = np.arange(len(names))[::-1]
@@ -269,7 +280,7 @@ def picture_of_composition(composition: Mapping[str, ClassFigures]) -> Picture:
         axes.set_xlabel("bases per cut (dotted: mean patch length of everything)")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
-    return Picture(draw, (8.2, 0.3 * len(composition) + 0.9))
+    return Picture(draw, (8.2, 0.3 * len(names) + 0.9))
 
 
 def picture_of_agreement(agreement: Mapping[tuple[str, str], Agreement], cuttings: Mapping[str, Cutting]) -> Picture:

@@ -73,7 +73,7 @@ def _sections(inspection: Inspection) -> Iterator[str]:
     yield from _section(
         "The cuts",
         f"Bases {example.first:,} to {last:,}, their entropies, and the patches of each rule; a change of shade is a "
-        "cut. All rules are calibrated to the same mean length.",
+        "cut. Repeats have a grey ground. All rules are calibrated to the same mean length.",
         pictures["stretch"],
     )
     if len(inspection.stretch.bases) <= _MOST_SHOWN_BASES:
