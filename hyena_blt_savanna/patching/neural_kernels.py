@@ -167,12 +167,20 @@ def _narrow(bits: NDArray[np.uint32], halves: NDArray[np.uint16]) -> None:
         halves[i] = np.uint16((bits[i] + rounding) >> np.uint32(16))
 
 
+@njit(cache=True, nogil=True)
+def _copy(x: Floats, y: Floats) -> None:
+    # An assignment to a slice is not made of vector instructions.
+    for i in range(len(x)):
+        y[i] = x[i]
+
+
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _convolve(x: Floats, taps: Floats, y: Floats) -> None:
     """y[t] = sum over k of taps[k] x[t + K - 1 - k], for y [L] and x [K - 1 + L]."""
     length, num_taps = len(y), len(taps)
     last = num_taps - 1
-    y[:] = 0.0
+    for t in range(length):
+        y[t] = np.float32(0.0)
     k = 0
     # Four taps at a time: y is read and written once for them.
     while k + 4 <= num_taps:
@@ -236,7 +244,7 @@ def _mix_floats(
         for row in range(z.shape[1]):
             for part in range(3):
                 rows[part, :before] = left_z[part * width + channel, row]
-                rows[part, before:] = z[part * width + channel, row]
+                _copy(z[part * width + channel, row], rows[part, before:])
             p[: num_taps - 1] = left_p[channel, row]
             _mix_channel(rows, own_taps, taps[channel], skip[channel], features, p, y[channel, row])
             kept_p[channel, row] = p[length:]
@@ -259,8 +267,6 @@ def _mix_halves(
     width, num_taps = taps.shape
     length, before = z.shape[2], left_z.shape[2]
     rows, features = np.empty((3, before + length), np.float32), np.empty((3, length), np.float32)
-    wide = np.empty((3, length), np.uint32)
-    floats = wide.view(np.float32)
     mixed = np.empty(length, np.float32)
     bits = mixed.view(np.uint32)
     p = np.empty(num_taps - 1 + length, np.float32)
@@ -270,9 +276,8 @@ def _mix_halves(
             own_taps[part] = featurizer_taps[part * width + channel]
         for row in range(z.shape[1]):
             for part in range(3):
-                _widen(z[part * width + channel, row], wide[part])
                 rows[part, :before] = left_z[part * width + channel, row]
-                rows[part, before:] = floats[part]
+                _widen(z[part * width + channel, row], rows[part, before:].view(np.uint32))
             p[: num_taps - 1] = left_p[channel, row]
             _mix_channel(rows, own_taps, taps[channel], skip[channel], features, p, mixed)
             kept_p[channel, row] = p[length:]
