@@ -98,12 +98,11 @@ def compare_speeds(bases: Bytes, threads: list[int]) -> None:
                     f"{wall / slowest:>7.2f}",
                     flush=True,
                 )
-    stepper = NeuralModel(config, module.state_dict()).stepper()
-    print(f"\none base at a time, {name}: {_step_rate(stepper.push, bases):,.0f} bases/s")
-    for name in ("entropy", "entropy_kmers"):
-        config = NeuralConfig.parse({"model": models[name]})
+    print()
+    for name, network in models.items():
+        config = NeuralConfig.parse({"model": network})
         stepper = NeuralModel(config, config.model.build().state_dict()).stepper()
-        print(f"one base at a time, {name}: {_step_rate(stepper.push, bases):,.0f} bases/s")
+        print(f"{name}, one base at a time: {_step_rate(stepper.push, bases):,.0f} bases/s")
 
 
 def rate_of(model: NeuralModel, bases: Bytes) -> tuple[float, float]:
