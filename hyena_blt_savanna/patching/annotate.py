@@ -39,6 +39,7 @@ from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.calibration import Calibration, CalibrationTarget, calibrate, drift
 from hyena_blt_savanna.patching.cutting import PatchCutter, cut
 from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies, read_about
+from hyena_blt_savanna.patching.marks import IN_UNKNOWN_RUN, PLACE, states_before
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule, PatchRule, PatchRuleConfig
@@ -189,7 +190,7 @@ def _calibrated(
     reader = StrandReader(train, "forward")
     folds = [Stretch(*bounds, model) for bounds, model in zip(itertools.pairwise(edges), by_fold, strict=True)]
     samples = [sample for fold in folds for sample in sample_stretches(fold, config.calibration_bases // config.folds)]
-    bases, nats = _read_all(reader, samples)
+    bases, nats = _read_known(reader, samples)
     if config.calibrate_to is None:
         assert known is not None
         found = drift(known, bases, nats, rule)
@@ -206,16 +207,21 @@ def _calibrated(
     if by_fold[0] is model:
         logger.info("%s", in_words)
     else:
-        _, in_sample = _read_all(reader, [sample._replace(entropies=model) for sample in samples])
+        _, in_sample = _read_known(reader, [sample._replace(entropies=model) for sample in samples])
         report["in_sample_mean_bases"] = len(bases) / len(cut(bases, in_sample, rule))
         logger.info("%s out of fold, %.3f in sample", in_words, report["in_sample_mean_bases"])
     return Patcher(model, rule, calibration, about), report
 
 
-def _read_all(reader: StrandReader, stretches: Sequence[Stretch]) -> tuple[Bytes, NDArray[np.float32]]:
-    """Bases and entropies of stretches, end to end."""
+def _read_known(reader: StrandReader, stretches: Sequence[Stretch]) -> tuple[Bytes, NDArray[np.float32]]:
+    """Bases and entropies of stretches end to end, but for all in a run of unknown letters behind its first.
+
+    Such a run is cut into the longest patches that there may be, and says nothing of those of known bases.
+    """
     pieces = [piece for stretch in stretches for piece in read_stretch(reader, stretch)]
-    return np.concatenate([bases for bases, _ in pieces]), np.concatenate([nats for _, nats in pieces])
+    bases, nats = np.concatenate([bases for bases, _ in pieces]), np.concatenate([nats for _, nats in pieces])
+    known = states_before(bases) & PLACE != IN_UNKNOWN_RUN
+    return bases[known], nats[known]
 
 
 class _Writers(NamedTuple):
@@ -255,7 +261,7 @@ def _annotate(
             "%s, %s strand: %s patches of %.3f bases", prefix, strand, f"{found.num_patches:,}", found.mean_bases
         )
     if patcher.calibration is not None:
-        ratio = writers["forward"].boundaries.statistics.mean_bases / patcher.calibration.mean_bases
+        ratio = _mean_of_known(prefix, writers["forward"].boundaries) / patcher.calibration.mean_bases
         report = report | {"mean_bases_ratio": ratio}
         if abs(ratio - 1) > _LARGE_DRIFT:
             logger.warning(
@@ -273,6 +279,13 @@ def _annotate(
         patcher.describe().entropy_model,
         {strand: entropies.sha256 for strand, (_, entropies) in writers.items() if entropies is not None},
     )
+
+
+def _mean_of_known(prefix: Path, boundaries: BoundaryWriter) -> float:
+    """Mean length of the patches that are no part of a run of N, but for the ends of such runs."""
+    num_unknown = read_manifest(prefix).composition.N
+    num_patches = boundaries.statistics.num_patches - num_unknown / boundaries.longest_patch_bases
+    return (boundaries.num_bytes - num_unknown) / num_patches
 
 
 def _cut_strand(reader: StrandReader, stretches: Sequence[Stretch], cutter: PatchCutter, writers: _Writers) -> None:

@@ -210,6 +210,20 @@ def test_other_targets_are_reached(data: Path) -> None:
     assert train.calibration["reached"] == pytest.approx(0.9, abs=0.002)
 
 
+def test_runs_of_unknown_letters_do_not_count(data: Path, tmp_path: Path) -> None:
+    annotate_dataset(config_for(data))
+    unknown = tmp_path / "unknown"
+    genome = random_genome(40_000, 3)
+    for name in ("train", "test"):
+        write_dataset(unknown / name, [np.concatenate([genome, np.full(40_000, ord("N"), np.uint8), genome])])
+    manifests = annotate_dataset(config_for(unknown))
+    assert manifests["train"].calibration["mean_bases"] == pytest.approx(6, rel=0.02)
+    assert manifests["train"].calibration["num_bases"] < 80_100
+    # 80,000 bases in patches of 6 and 40,000 N in patches of 16.
+    assert manifests["train"].statistics["forward"].mean_bases == pytest.approx(120 / (80 / 6 + 40 / 16), rel=0.05)
+    assert manifests["train"].calibration["mean_bases_ratio"] == pytest.approx(1, abs=0.05)
+
+
 def test_stored_entropies_are_those_that_the_stream_was_cut_by(data: Path) -> None:
     config = config_for(data, store_entropies=True, rule={"kind": "budget"})
     manifests = annotate_dataset(config)
