@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
 from hyena_blt_savanna.nucleotides import UPPER
-from hyena_blt_savanna.patching import neural
+from hyena_blt_savanna.patching import neural, neural_kernels
 from hyena_blt_savanna.patching.entropy_models import (
     EntropyModel,
     EntropyModelError,
@@ -268,3 +268,19 @@ def test_the_first_base_of_a_stream() -> None:
     assert model.stepper().next_entropy_nats == model.entropies(stream())[0] > 0
     assert model.stepper(IN_TAG).next_entropy_nats == 0
     assert model.stepper(START).read(stream()[:0]).dtype == np.float32
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_neither_threads_nor_the_kind_of_norm_matter(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = NETWORK["stack"] | {"norm": {"epsilon": 0.3, "epsilon_inside_root": inside}}
+    model = build(stack=stack)
+    bases = stream(8)
+    expected = plain_entropies(model, bases)
+    num_threads = torch.get_num_threads()
+    monkeypatch.setattr(neural_kernels, "_PRODUCTS_A_THREAD", 1)
+    torch.set_num_threads(3)
+    try:
+        nats = model.entropies(bases)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert_agree(nats, expected)
