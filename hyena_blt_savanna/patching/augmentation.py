@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.nucleotides import Bytes
+from hyena_blt_savanna.nucleotides import TAG_MARK, Bytes
 from hyena_blt_savanna.patching.cutting import PatchCutter
 from hyena_blt_savanna.patching.marks import FORCED, IN_TAG, START, forced_starts
 from hyena_blt_savanna.patching.rules import PatchRuleConfig
@@ -101,7 +101,7 @@ class AugmentedCutter:
         """See `data.windows.WindowCutter.cut`."""
         generator = np.random.default_rng(np.frombuffer(key, dtype=np.uint64))
         kind, exponent = generator.random(), generator.uniform(-1, 1)
-        state = IN_TAG | FORCED if num_leading_tag_bytes else START
+        state = _state_before(bases, num_leading_tag_bytes)
         if kind < self.config.blind_share:
             shortest, longest = self.config.blind_patch_bases
             size = 1 if kind < self.config.static_share else len(bases) // shortest + 1
@@ -109,6 +109,12 @@ class AugmentedCutter:
         factor = self.config.factor(progress) * math.exp(exponent * math.log(self.config.spread))
         cutter = PatchCutter(self.rule.scaled(factor), state)
         return np.concatenate([cutter.cut(bases, entropies), cutter.finish()])
+
+
+def _state_before(bases: Bytes, num_leading_tag_bytes: int) -> int:
+    """The state before the first of the bases (see `marks`): inside a tag, unless its opening mark is the first."""
+    opens = num_leading_tag_bytes > 1 and bases[0] == TAG_MARK
+    return IN_TAG | FORCED if num_leading_tag_bytes and not opens else START
 
 
 def _cut_blindly(lengths: NDArray[np.int64], forced: NDArray[np.bool_]) -> NDArray[np.int32]:

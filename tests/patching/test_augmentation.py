@@ -109,6 +109,18 @@ def test_a_window_that_starts_inside_a_tag() -> None:
         assert np.isin(np.flatnonzero(forced_starts(bases, IN_TAG | FORCED))[1:], ends).all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"static_share": 1.0, "blind_patch_bases": [16, 16]}])
+def test_a_window_that_starts_with_a_tag(settings: dict[str, Any]) -> None:
+    tag = b"|D__X|"
+    bases = np.frombuffer(tag + b"ACNNGTACGTACGTACGT", dtype=np.uint8)
+    nats = np.full(len(bases), 0.1, dtype=np.float32)
+    expected = np.diff([*np.flatnonzero(forced_starts(bases)), len(bases)]).tolist()
+    for num_read in range(len(tag) + 1):
+        lengths = cutter_with(**settings).cut(bases[num_read:], nats[num_read:], len(tag) - num_read, order_key(1), 1.0)
+        first, *rest = expected
+        assert lengths.tolist() == [first - num_read, *rest][num_read == len(tag) :]
+
+
 def test_what_it_needs_and_how_long_its_patches_are() -> None:
     assert cutter_with(static_share=0.5).needs_entropies
     assert not cutter_with(static_share=0.5, random_share=0.5).needs_entropies
