@@ -110,7 +110,9 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     Raises:
         DataError: there is no training data, or a file can't be read.
         NgramError: the training data are too short for the entropy model.
-        EntropyModelError: a stored model can't be read, or has learned what it should judge.
+        EntropyModelError: a stored model can't be read, or has learned what it should judge; or entropies should be
+            stored and the patcher has none.
+        ConfigError: there is no patcher where one is named, or it can't be read.
         PatchRuleError: the calibration target can't be reached.
         DiskFullError: the disk is full; what is there is whole, and annotating again finishes the rest.
     """
@@ -118,7 +120,7 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     if "train" not in splits:
         raise DataError(f"{manifest_path(config.data / 'train')}: no such file; prepare the data first")
     train_sha256 = read_manifest(config.data / "train").data_sha256
-    settings = {"settings": _settings(config), "train_sha256": train_sha256}
+    settings = {"settings": _settings(config), "train_sha256": train_sha256, **_read_from_files(config)}
     manifests = _find_annotated(config, splits, settings)
     if manifests:
         logger.info("%s: already cut into patches with these settings", config.data)
@@ -127,6 +129,11 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     train = IndexedReader(config.data / "train")
     edges = fold_edges(len(train.stream), config.folds)
     source = _find_source(config, train, train_sha256, edges)
+    if config.store_entropies and source.model is None:
+        raise EntropyModelError(
+            f"store_entropies is true, and {config.patcher} has no entropy model: give another patcher, or set "
+            "store_entropies=false"
+        )
     patcher, report = _calibrated(config, train, edges, source)
     patcher.save(patcher_folder(config.data, config.name))
     written: dict[str, AnnotationManifest] = {}
@@ -303,6 +310,15 @@ def _strands(config: AnnotationConfig) -> Sequence[Strand]:
 
 def _settings(config: AnnotationConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in ("data", "name")}
+
+
+def _read_from_files(config: AnnotationConfig) -> dict[str, Any]:
+    """What the settings name by a path only, and what may be another by now."""
+    if config.patcher is not None:
+        return {"patcher": Patcher.load(config.patcher).describe().to_dict()}
+    if isinstance(config.entropy_model, StoredModelConfig):
+        return {"entropy_model_digests": config.entropy_model.digests()}
+    return {}
 
 
 def _find_annotated(

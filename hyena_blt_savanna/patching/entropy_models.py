@@ -126,6 +126,16 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
+def read_digest(path: Path) -> str:
+    """The digest of a stored model, without a look at its tensors.
+
+    Raises:
+        EntropyModelError: the file is missing or damaged.
+    """
+    metadata, _ = _read_file(path, with_tensors=False)
+    return metadata.get("digest", "")
+
+
 def _read_file(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     if not path.is_file():
         raise EntropyModelError(

@@ -12,7 +12,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, load_entropy_model, read_about
+from hyena_blt_savanna.patching.entropy_models import (
+    EntropyModel,
+    EntropyModelError,
+    load_entropy_model,
+    read_about,
+    read_digest,
+)
 
 
 class StoredModelConfig(Config):
@@ -24,6 +30,14 @@ class StoredModelConfig(Config):
     fold_paths: list[Path] = Field(default_factory=list)
     """For a model that was trained on these very data: the models that each left one fold of the training stream
     out, in the order of the folds."""
+
+    def digests(self) -> list[str]:
+        """Digests of the models in the files; a model that is trained anew keeps its path.
+
+        Raises:
+            EntropyModelError: a file is missing or damaged.
+        """
+        return [read_digest(path) for path in (self.path, *self.fold_paths)]
 
     def read(self, data_sha256: str, num_folds: int) -> tuple[EntropyModel, list[EntropyModel]]:
         """Reads the models.
@@ -40,7 +54,7 @@ class StoredModelConfig(Config):
         """
         model = load_entropy_model(self.path)
         if not self.fold_paths:
-            if _trained_on(self.path) == (data_sha256, None):
+            if _trained_on(self.path)[0] == data_sha256:
                 raise EntropyModelError(
                     f"{self.path} was trained on these very data, and a model must not judge what it has learned: give "
                     "entropy_model.fold_paths, models that left one fold out each (data.left_out while training), or "

@@ -32,7 +32,7 @@ from hyena_blt_savanna.patching.marks import forced_starts
 from hyena_blt_savanna.patching.ngram import EntropyTable, NgramConfig
 from hyena_blt_savanna.patching.ngram_smoothing import NgramError
 from hyena_blt_savanna.patching.patcher import Patcher
-from hyena_blt_savanna.patching.rules import PatchRuleError
+from hyena_blt_savanna.patching.rules import BudgetRule, PatchRuleError, StaticRule
 from hyena_blt_savanna.patching.stretches import fold_stretches
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset
 
@@ -271,6 +271,40 @@ def test_a_patcher_does_not_judge_what_its_model_has_learned(data: Path) -> None
     stored = {"kind": "stored", "path": folder / "entropy_model.safetensors"}
     with pytest.raises(EntropyModelError, match="must not judge what it has learned"):
         annotate_dataset(config_for(data, entropy_model=stored, name="again"))
+
+
+def test_a_model_that_left_one_fold_out_does_not_judge_the_others(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fold_0.safetensors"
+    left_out = {"fold": 0, "folds": 3}
+    trained_on = {"data_sha256": read_manifest(data / "train").data_sha256, "left_out": left_out}
+    save_entropy_model(NgramConfig.parse(MODEL).fit(random_genome(20_000, 3)), path, {"trained_on": trained_on})
+    with pytest.raises(EntropyModelError, match="must not judge what it has learned"):
+        annotate_dataset(config_for(data, entropy_model={"kind": "stored", "path": path}))
+
+
+def test_a_stored_model_or_patcher_that_was_made_anew_cuts_anew(data: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "model.safetensors", tmp_path / "some.patcher"
+    stored = config_for(data, entropy_model={"kind": "stored", "path": path})
+    patched = AnnotationConfig.parse({"data": data, "patcher": folder, "name": "patched", "folds": 3})
+    found = []
+    for seed in (3, 4):
+        model = NgramConfig.parse(MODEL).fit(random_genome(20_000, seed))
+        save_entropy_model(model, path)
+        Patcher(model, BudgetRule(budget_nats=9.0)).save(folder)
+        for config in (stored, patched):
+            manifests = annotate_dataset(config)
+            assert manifests["train"].entropy_model.digest == model.digest
+            assert annotate_dataset(config) == manifests
+            found.append(manifests["test"].forward_sha256)
+    assert len(set(found)) == 4
+
+
+def test_a_patcher_without_an_entropy_model_has_none_to_store(data: Path, tmp_path: Path) -> None:
+    Patcher(None, StaticRule()).save(tmp_path / "grid.patcher")
+    config = AnnotationConfig.parse({"data": data, "patcher": tmp_path / "grid.patcher", "store_entropies": True})
+    with pytest.raises(EntropyModelError, match=r"grid\.patcher has no entropy model: .*store_entropies=false"):
+        annotate_dataset(config)
+    assert not list(data.glob("*patches*"))
 
 
 def test_stored_models_that_left_a_fold_out_each(data: Path, tmp_path: Path) -> None:
