@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -26,15 +27,22 @@ class HyenaBLTModel:
         config: its configuration.
         patcher: finds patch boundaries; None for a model of single bases.
         window_bases: longest window that the model was trained on, if known.
+        trained_on: the digest of its training data, and the fold of them that was left out, if known.
     """
 
     def __init__(
-        self, module: nn.Module, config: Config, patcher: Patcher | None, window_bases: int | None = None
+        self,
+        module: nn.Module,
+        config: Config,
+        patcher: Patcher | None,
+        window_bases: int | None = None,
+        trained_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.module = module.eval()
         self.config = config
         self.patcher = patcher
         self.window_bases = window_bases
+        self.trained_on = trained_on
 
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -57,7 +65,7 @@ class HyenaBLTModel:
             raise PretrainedError(
                 f"device {str(device)!r} can't be used: {error}; take another, such as cpu"
             ) from error
-        return cls(module, native.config, native.patcher, native.window_bases)
+        return cls(module, native.config, native.patcher, native.window_bases, native.trained_on)
 
     def save(self, folder: str | Path) -> None:
         """Writes the model as a native checkpoint.
@@ -65,7 +73,9 @@ class HyenaBLTModel:
         Raises:
             PretrainedError: it can't be written; nothing of it is left.
         """
-        save_pretrained(Path(folder), self.module.state_dict(), self.config, self.patcher, self.window_bases)
+        save_pretrained(
+            Path(folder), self.module.state_dict(), self.config, self.patcher, self.window_bases, self.trained_on
+        )
 
     def with_patches(self, factor: float) -> HyenaBLTModel:
         """The same weights on other patches: the limit of the patcher's rule is multiplied.
@@ -79,7 +89,7 @@ class HyenaBLTModel:
         """
         if self.patcher is None:
             raise NoPatcherError("this model has no patcher: there are no patches to make longer or shorter")
-        return HyenaBLTModel(self.module, self.config, self.patcher.scaled(factor), self.window_bases)
+        return HyenaBLTModel(self.module, self.config, self.patcher.scaled(factor), self.window_bases, self.trained_on)
 
     @property
     def device(self) -> torch.device:

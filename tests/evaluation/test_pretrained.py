@@ -35,10 +35,12 @@ def reseal(folder: Path, **changes) -> None:
 
 def test_loaded_model_equals_the_saved_one(tmp_path: Path, model: HyenaBLTModel) -> None:
     model.window_bases = 4096
+    model.trained_on = {"data_sha256": "ab", "left_out": None}
     model.save(tmp_path / "native")
     loaded = hyena_blt_savanna.HyenaBLTModel.load_from_checkpoint(str(tmp_path / "native"))
     assert loaded.config == model.config
     assert loaded.window_bases == 4096
+    assert loaded.trained_on == model.trained_on
     stored = load_file(tmp_path / "native" / WEIGHTS)
     stored.pop("head.weight", None)  # tied
     assert loaded.num_parameters == sum(tensor.numel() for tensor in stored.values())
