@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.config import Config, merge
+from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.manifest import EntropyModelDescription
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, IUPAC, JOIN_MARKS, TAG_MARK, Bytes
@@ -157,6 +157,11 @@ class Patcher:
             EntropyModelError: the model is missing, damaged or another one, or the version is another.
         """
         folder = Path(folder)
+        if not (folder / PATCHER_FILE).is_file():
+            raise ConfigError(
+                f"{folder / PATCHER_FILE}: no such file; give the folder of a patcher, which "
+                "tools/annotate_patches.py leaves beside the data (NAME.patcher) and a checkpoint holds (patcher)"
+            )
         tree = merge([folder / PATCHER_FILE])
         version = tree.get("format_version")
         if version != FORMAT_VERSION:

@@ -153,7 +153,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_missing_patcher_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(ConfigError, match=r"nowhere/patcher\.yaml: no such file; give the folder of a patcher"):
         Patcher.load(tmp_path / "nowhere")
 
 
