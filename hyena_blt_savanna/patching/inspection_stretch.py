@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.gff import Coding
 from hyena_blt_savanna.nucleotides import BASE_CODE, OTHER_CODE, Bytes
+from hyena_blt_savanna.patching.marks import IN_UNKNOWN_RUN, PLACE, states_before
 from hyena_blt_savanna.patching.rules import PatchRuleConfig
 
 _PIECE_BASES = 1 << 16
@@ -98,7 +99,8 @@ class Summary:
         mean_nats: information in a patch, by the entropy model.
         std_nats: likewise.
         entropy_quantiles: nats, by share: 5 %, 25 %, 50 %, 75 %, 95 % of the bases have no more.
-        drift: mean length here over the calibrated one, less 1; None where that is not known.
+        drift: mean length here over the calibrated one, less 1, without patches that begin behind the first letter of
+            a run of N, as rules are calibrated; None where that is not known.
     """
 
     num_bases: int
@@ -122,20 +124,20 @@ def summarise(stretch: Stretch) -> Summary:
     if not len(stretch.starts):
         raise InspectionError(f"{stretch.title}: no patch starts in it; give a longer stretch")
     lengths, nats = stretch.lengths, information(stretch.entropies, stretch.starts)
-    mean = float(lengths.mean())
+    is_known = (states_before(stretch.bases) & PLACE)[stretch.starts] != IN_UNKNOWN_RUN
     known = stretch.calibrated_mean_bases
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     return Summary(
         num_bases=len(stretch.bases),
         num_patches=len(lengths),
-        mean_bases=mean,
+        mean_bases=float(lengths.mean()),
         std_bases=float(lengths.std()),
         share_of_single_bases=float((lengths == 1).mean()),
         share_at_maximum=float((lengths >= stretch.rule.max_patch_bases).mean()),
         mean_nats=float(nats.mean()),
         std_nats=float(nats.std()),
         entropy_quantiles=dict(zip(shares, np.quantile(stretch.entropies, shares).tolist(), strict=True)),
-        drift=None if known is None else mean / known - 1,
+        drift=None if known is None or not is_known.any() else float(lengths[is_known].mean()) / known - 1,
     )
 
 
