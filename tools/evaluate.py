@@ -40,10 +40,14 @@ def main() -> int:
         if given.patch_factor is not None:
             model = model.with_patches(given.patch_factor)
         sizes = (given.window_bases, given.overlap_bases, given.batch_windows)
-        figures = evaluate_bits_per_base(model, documents_of(given.data, given.region), *sizes).to_dict()
+        figures = {}
+        # First, because not every model has patches to reconstruct.
         if given.reconstruction:
             found = evaluate_reconstruction(model, documents_of(given.data, given.region), *sizes)
             figures["reconstruction"] = found.to_dict()
+        figures = evaluate_bits_per_base(model, documents_of(given.data, given.region), *sizes).to_dict() | figures
+        if given.patch_factor is not None:
+            figures = {"patch_factor": given.patch_factor} | figures
         text = json.dumps({"checkpoint": str(given.checkpoint), "data": str(given.data), **figures}, indent=2)
         print(text)
         if given.output:

@@ -101,6 +101,20 @@ def test_evaluate_tells_what_is_reconstructed_and_reads_datasets(
     assert "is a dataset, and region 'chr2:1-9' needs a FASTA file" in capsys.readouterr().err
 
 
+def test_evaluate_cuts_other_patches(
+    tmp_path: Path, checkpoint: Path, fasta: Path, model_of, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    assert run("evaluate", monkeypatch, checkpoint, "--data", fasta, "--patch-factor", 0.5) == 0
+    printed = json.loads(capsys.readouterr().out)
+    expected = evaluate_bits_per_base(model_of("budget").with_patches(0.5), [GENOME, GENOME[:50]], 64)
+    assert printed["patch_factor"] == 0.5
+    assert printed["bits_per_base"] == pytest.approx(expected.bits_per_base, rel=1e-6)
+    model_of("isotropic").save(tmp_path / "isotropic")
+    for option, message in (("--patch-factor=2", "no patches to make longer"), ("--reconstruction", "no patches to")):
+        assert run("evaluate", monkeypatch, tmp_path / "isotropic", "--data", fasta, option) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_generate_prints_fasta(
     checkpoint: Path, model_of, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
