@@ -15,7 +15,7 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut
-from hyena_blt_savanna.data.manifest import manifest_path, read_manifest
+from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest, read_manifest
 from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
 from hyena_blt_savanna.patching.patcher import Patcher
@@ -174,4 +174,13 @@ class RunData:
             if self._ranks.is_first:
                 logger.warning("%s: no such folder; the checkpoints can't find boundaries in new sequences", folder)
             return None
-        return Patcher.load(folder)
+        patcher = Patcher.load(folder)
+        assert self._config.data.annotation is not None
+        train = self._config.data.folder / "train"
+        manifest, found = read_annotation_manifest(train, self._config.data.annotation), patcher.describe()
+        if (manifest.rule, manifest.entropy_model) != (found.rule.to_dict(), found.entropy_model):
+            raise DataError(
+                f"{folder} is not the patcher that cut {train}: its annotation was not finished; annotate the data "
+                "again (tools/annotate_patches.py)"
+            )
+        return patcher

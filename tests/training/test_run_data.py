@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
 from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
 from hyena_blt_savanna.patching.patcher import Patcher
+from hyena_blt_savanna.patching.rules import StaticRule
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
 from hyena_blt_savanna.training.ranks import Ranks
 from hyena_blt_savanna.training.run_config import RunConfig
@@ -117,8 +119,14 @@ def test_settings_that_contradict_each_other(toy_config, annotated, model, overr
         config_for(toy_config, annotated, *overrides, model=model)
 
 
-def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated):
+def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_path):
     with pytest.raises(DataError, match=r"patches\.patcher: no such folder, and data\.cuts multiplies the limit"):
         RunData(config_for(toy_config, toy_data, "data.cuts.spread=2"), RANKS)
+    unfinished = shutil.copytree(annotated, tmp_path / "unfinished")
+    patcher = Patcher.load(annotated / "patches.patcher")
+    for other in (patcher.scaled(2.0), Patcher(None, StaticRule())):
+        other.save(unfinished / "patches.patcher")
+        with pytest.raises(DataError, match=r"patches\.patcher is not the patcher that cut .*train: .*not finished"):
+            RunData(config_for(toy_config, unfinished), RANKS)
     with pytest.raises(DataError, match=r"up to 12 bases, and the model has places for 8: set model\.max_patch_bases"):
         RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
