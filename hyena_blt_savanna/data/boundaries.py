@@ -198,7 +198,7 @@ def write_annotation_manifest(
         name: name of the annotation.
         writers: the closed writer of the forward strand, and that of the reverse strand where it is used.
         rule: the rule's kind and settings.
-        calibration: how its threshold was found.
+        calibration: how its limit was found.
         entropy_model: None for a rule that needs none.
         entropies_sha256: digest of each strand's stored entropies, where they were stored.
 

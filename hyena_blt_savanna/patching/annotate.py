@@ -4,6 +4,9 @@ The entropy model is fitted on the training stream alone. That stream is then cu
 seen it: it is divided into `folds` stretches, and each is read with the model of the others. Validation and
 test are read with the model of the whole, which has not seen them either. The rule is calibrated on
 the training stream's out-of-fold entropies, so patches have the same mean length on new sequence.
+
+Stored models take the fitted ones' place on the same terms (see `stored_models`). A patcher of other data keeps its
+limit, unless it is calibrated anew, and how far patches drift from where it was calibrated is told.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ class AnnotationConfig(Config):
     name: str = Field("patches", pattern=r"^[A-Za-z0-9_-]+$")
     """Name of the annotation: the files are SPLIT.NAME.bin and so on, the patcher is NAME.patcher."""
     entropy_model: Annotated[NgramConfig | StoredModelConfig, Field(discriminator="kind")] | None = NgramConfig()
-    """What to fit, or a stored model of other data; null for a rule that reads no entropies."""
+    """What to fit, or a stored model (see `stored_models`); null for a rule that reads no entropies."""
     rule: PatchRule = BudgetRule(kind="budget")
     """Its limit is null where `calibrate_to` is given."""
     patcher: Path | None = None
