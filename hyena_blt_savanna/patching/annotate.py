@@ -41,7 +41,13 @@ from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.calibration import Calibration, CalibrationTarget, calibrate, drift
 from hyena_blt_savanna.patching.cutting import PatchCutter, cut
-from hyena_blt_savanna.patching.entropy_models import EntropyModel, EntropyModelError, StreamEntropies, read_about
+from hyena_blt_savanna.patching.entropy_models import (
+    EntropyModel,
+    EntropyModelError,
+    StreamEntropies,
+    kind_of,
+    read_about,
+)
 from hyena_blt_savanna.patching.marks import IN_UNKNOWN_RUN, PLACE, states_before
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import Patcher
@@ -113,8 +119,8 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     Raises:
         DataError: there is no training data, or a file can't be read.
         NgramError: the training data are too short for the entropy model.
-        EntropyModelError: a stored model can't be read, or has learned what it should judge; or entropies should be
-            stored and the patcher has none.
+        EntropyModelError: a stored model can't be read, has learned what it should judge, or learns while it reads; or
+            entropies should be stored and the patcher has none.
         ConfigError: there is no patcher where one is named, or it can't be read.
         PatchRuleError: the calibration target can't be reached.
         DiskFullError: the disk is full; what is there is whole, and annotating again finishes the rest.
@@ -132,6 +138,11 @@ def annotate_dataset(config: AnnotationConfig) -> dict[str, AnnotationManifest]:
     train = IndexedReader(config.data / "train")
     edges = fold_edges(len(train.stream), config.folds)
     source = _find_source(config, train, train_sha256, edges)
+    if source.model is not None and kind_of(source.model) == "adaptive":
+        raise EntropyModelError(
+            "an adaptive entropy model learns from all that it reads, and data are cut stretch by stretch: fit an "
+            "ngram, or give another patcher"
+        )
     if config.store_entropies and source.model is None:
         raise EntropyModelError(
             f"store_entropies is true, and {config.patcher} has no entropy model: give another patcher, or set "

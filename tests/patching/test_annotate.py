@@ -31,7 +31,7 @@ from hyena_blt_savanna.patching.entropy_models import EntropyModelError, save_en
 from hyena_blt_savanna.patching.marks import forced_starts
 from hyena_blt_savanna.patching.ngram import EntropyTable, NgramConfig
 from hyena_blt_savanna.patching.ngram_smoothing import NgramError
-from hyena_blt_savanna.patching.patcher import Patcher
+from hyena_blt_savanna.patching.patcher import DEFAULT_PATCHER, Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule, PatchRuleError, StaticRule
 from hyena_blt_savanna.patching.stretches import fold_stretches
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset
@@ -297,6 +297,13 @@ def test_a_stored_model_or_patcher_that_was_made_anew_cuts_anew(data: Path, tmp_
             assert annotate_dataset(config) == manifests
             found.append(manifests["test"].forward_sha256)
     assert len(set(found)) == 4
+
+
+def test_a_model_that_learns_while_it_reads_is_refused(data: Path, tmp_path: Path) -> None:
+    DEFAULT_PATCHER.save(tmp_path / "some.patcher")
+    with pytest.raises(EntropyModelError, match="an adaptive entropy model learns from all that it reads"):
+        annotate_dataset(AnnotationConfig.parse({"data": data, "patcher": tmp_path / "some.patcher"}))
+    assert not list(data.glob("*patches*"))
 
 
 def test_a_patcher_without_an_entropy_model_has_none_to_store(data: Path, tmp_path: Path) -> None:
