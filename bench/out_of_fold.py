@@ -1,9 +1,11 @@
-"""python bench/out_of_fold.py GENOME.fa [--orders 4 8 12 16] [--mean 8] [--first 20000000] [--json RESULT.json]
+"""python bench/out_of_fold.py GENOME.fa [--orders 4 8 12 16] [--neural RUN] [--mean 8] [--first N] [--json RESULT.json]
 
 What a model that has seen its training data says of them, against one that has not. The first 0.88 of each record is
 for training, the last tenth for the test. For each order of the `ngram` model, the rules entropy and budget are
 calibrated on training bases, once in sample and once out of fold, and then cut those bases and the test, which the
-model of all training data reads. A piece of each of eight folds stands for the training data. Prints Markdown.
+model of all training data reads. A piece of each of eight folds stands for the training data. With --neural, the
+models that launch/entropy_model.sh trained on this genome (prepared with configs/data/quickstart.yaml) are measured as
+well, in their own folds. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from hyena_blt_savanna.data.folds import fold_edges
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
 from hyena_blt_savanna.patching.calibration import calibrate
 from hyena_blt_savanna.patching.cutting import cut
+from hyena_blt_savanna.patching.entropy_models import load_entropy_model
 from hyena_blt_savanna.patching.marks import BYTE_CLASS
+from hyena_blt_savanna.patching.neural import NeuralModel
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.rules import BudgetRule, EntropyRule, PatchRuleConfig, PatchRuleError
 
@@ -71,12 +75,40 @@ def measure(order: int, train: Bytes, test: Bytes, mean_bases: float) -> dict[st
         "table_megabytes": model.table.num_bytes / 1e6,
     }
     streams = {"in_sample": in_sample, "out_of_fold": np.concatenate(unseen)}
-    new = new[: len(test)]
-    for rule in (EntropyRule(), BudgetRule()):
-        found[rule.kind] = compare(rule, sample, streams, test, new, mean_bases)
-    found["seconds"] = time.process_time() - start
-    found["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return found
+    return found | _by_rule(sample, streams, test, new[: len(test)], mean_bases, start)
+
+
+def measure_neural(run: Path, train: Bytes, test: Bytes, mean_bases: float) -> dict[str, Any]:
+    """All figures of the models in a folder of launch/entropy_model.sh."""
+    start = time.process_time()
+    whole = load_entropy_model(run / "whole.safetensors")
+    models = [load_entropy_model(path) for path in sorted(run.glob("fold_*.safetensors"))]
+    assert isinstance(whole, NeuralModel)
+    edges = fold_edges(len(train), len(models))
+    pieces = [train[a : min(a + _PIECE_BASES, b)] for a, b in itertools.pairwise(edges)]
+    pairs = [(model, piece) for model, piece in zip(models, pieces, strict=True) if isinstance(model, NeuralModel)]
+    found: dict[str, Any] = {
+        "order": "neural",
+        "bits_in_sample": float(np.mean([whole.bits_per_base(piece) for piece in pieces])),
+        "bits_out_of_fold": float(np.mean([model.bits_per_base(piece) for model, piece in pairs])),
+        "bits_test": whole.bits_per_base(test),
+        "table_megabytes": sum(tensor.nbytes for tensor in whole.tensors().values()) / 1e6,
+    }
+    streams = {
+        "in_sample": np.concatenate([whole.entropies(piece) for piece in pieces]),
+        "out_of_fold": np.concatenate([model.entropies(piece) for model, piece in pairs]),
+    }
+    return found | _by_rule(np.concatenate(pieces), streams, test, whole.entropies(test), mean_bases, start)
+
+
+def _by_rule(
+    sample: Bytes, streams: dict[str, Nats], test: Bytes, new: Nats, mean_bases: float, start: float
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        rule.kind: compare(rule, sample, streams, test, new, mean_bases) for rule in (EntropyRule(), BudgetRule())
+    }
+    peak_gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return found | {"seconds": time.process_time() - start, "peak_gigabytes": peak_gigabytes}
 
 
 def compare(
@@ -122,7 +154,7 @@ def _bits(log_probabilities: Nats) -> float:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as two Markdown tables."""
     lines = [
-        "| order | bits per base: in sample | out of fold | test | table, MB |",
+        "| order | bits per base: in sample | out of fold | test | table or weights, MB |",
         "|---|---|---|---|---|",
     ]
     for found in results:
@@ -159,14 +191,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta", type=Path)
     parser.add_argument("--orders", type=int, nargs="*", default=list(_ORDERS))
+    parser.add_argument("--neural", type=Path, default=None, help="folder of launch/entropy_model.sh")
     parser.add_argument("--mean", type=float, default=8.0, help="mean patch length to calibrate to")
     parser.add_argument("--first", type=int, default=None, help="bases of each record, after its leading N")
     parser.add_argument("--json", type=Path, default=None, help="where to write all figures")
     options = parser.parse_args()
     train, test = read_split(options.fasta, options.first)
     results = []
-    for order in options.orders:
-        results.append(measure(order, train, test, options.mean))
+    for order in [*options.orders, *([options.neural] if options.neural is not None else [])]:
+        if isinstance(order, Path):
+            results.append(measure_neural(order, train, test, options.mean))
+        else:
+            results.append(measure(order, train, test, options.mean))
         if options.json is not None:
             report = {"training_bytes": len(train), "test_bytes": len(test), "mean_bases": options.mean}
             options.json.write_text(json.dumps(report | {"folds": _FOLDS, "orders": results}, indent=1) + "\n")
