@@ -18,7 +18,12 @@ from hyena_blt_savanna.data.errors import DiskFullError
 from hyena_blt_savanna.patching import Patcher, compute_entropy, segment_sequence
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.cutting import cut
-from hyena_blt_savanna.patching.entropy_models import EntropyModelError, load_entropy_model, save_entropy_model
+from hyena_blt_savanna.patching.entropy_models import (
+    EntropyModelError,
+    load_entropy_model,
+    read_about,
+    save_entropy_model,
+)
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import MODEL_FILE, PATCHER_FILE, SequenceError
 from hyena_blt_savanna.patching.rules import (
@@ -218,6 +223,14 @@ def test_a_file_of_something_else_is_refused(
     save_file(tensors, tmp_path / "model.safetensors", metadata)
     with pytest.raises(EntropyModelError, match=message):
         load_entropy_model(tmp_path / "model.safetensors")
+
+
+def test_what_is_said_about_a_model_must_be_json(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({}, tmp_path / "model.safetensors", {"about": "{"})
+    with pytest.raises(EntropyModelError, match=r"model\.safetensors: its `about` is not JSON"):
+        read_about(tmp_path / "model.safetensors")
 
 
 def test_a_full_disk_leaves_no_patcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
