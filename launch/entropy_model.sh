@@ -10,9 +10,17 @@
 # ANNOTATION ("neural" if left out). Steps that are finished are not repeated.
 set -euo pipefail
 
-if [[ ${1:-} == -h || ${1:-} == --help || $# -lt 2 ]]; then
-    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    [[ $# -ge 1 && ${1:-} == -* ]] && exit 0
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    usage
+    exit 0
+fi
+if [[ $# -lt 2 ]]; then
+    usage >&2
+    exit 2
+fi
+if [[ ! ${FOLDS:-2} =~ ^[0-9]+$ || ${FOLDS:-2} -lt 2 ]]; then
+    echo "FOLDS is ${FOLDS}: give at least 2, so that each stretch of the data has a model that has not seen it" >&2
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -28,7 +36,7 @@ if [[ ${#configs[@]} -eq 0 ]]; then configs=("$ROOT/configs/model/entropy.yaml")
 
 train() {
     "$ROOT/launch/train.sh" "${configs[@]}" "$ROOT/configs/training/entropy.yaml" "run=$run/$1" "data.folder=$data" \
-        data.annotation=null "${@:2}" "${overrides[@]}"
+        data.annotation=null "${@:2}" ${overrides[@]+"${overrides[@]}"}
     "$PYTHON" "$ROOT/tools/freeze_entropy_model.py" "$run/$1" --to "$run/$1.safetensors"
 }
 

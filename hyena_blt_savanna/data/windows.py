@@ -105,14 +105,19 @@ class Ring:
         """Length in bases."""
         return int(self._ends[-1])
 
-    def pieces(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """What `length` bases from a place of the ring on are in the stream: [start, stop) of each piece."""
+    def pieces(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """What `length` bases from a place of the ring on are in the stream.
+
+        Yields:
+            [start, stop) of each piece, and the end of its stretch.
+        """
         start %= self.num_bytes
         while length > 0:
             index = int(np.searchsorted(self._ends, start, side="right"))
             taken = min(length, int(self._ends[index]) - start)
-            stop = int(self._starts[index]) + taken + start - (int(self._ends[index - 1]) if index else 0)
-            yield stop - taken, stop
+            end = int(self._starts[index] + self._ends[index]) - (int(self._ends[index - 1]) if index else 0)
+            stop = end - (int(self._ends[index]) - start - taken)
+            yield stop - taken, stop, end
             start, length = (start + taken) % self.num_bytes, length - taken
 
 
@@ -203,9 +208,13 @@ class WindowReader:
         """
         assert 0 <= offset < window_bases <= self.ring.num_bytes
         pieces: list[Window] = []
-        for start, stop in self.ring.pieces(offset + index * window_bases, window_bases):
+        for start, stop, end in self.ring.pieces(offset + index * window_bases, window_bases):
+            first, lengths = self.boundaries.patches(start, stop)
+            if len(lengths):
+                # A stretch may end within a patch: what follows is left out.
+                lengths[-1] -= max(0, first + int(lengths.sum(dtype=np.int64)) - end)
             left = None if max_patches is None else max_patches - sum(len(piece.patch_lengths) for piece in pieces)
-            pieces.append(self.read(start, stop, left))
+            pieces.append(self._first_patches(first, lengths, left))
         return _joined(pieces)
 
     def cut_window(
@@ -232,7 +241,7 @@ class WindowReader:
         `open_entropies` comes first where the cutter needs entropies.
         """
         pieces: list[Window] = []
-        for start, stop in self.ring.pieces(offset + index * window_bases, window_bases):
+        for start, stop, _ in self.ring.pieces(offset + index * window_bases, window_bases):
             bases = self.bases.read(start, stop)
             entropies = self._entropies.read(start, stop) if self._entropies is not None else None
             lengths = cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress)

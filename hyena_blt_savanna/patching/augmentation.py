@@ -4,8 +4,9 @@ A model that has seen one patch length only is lost at another. Here the limit o
 calibrated one that may rise over training and differ from window to window, and a share of windows is cut blindly.
 
 The cuts are made from stored entropies, not from stored lengths: 16 bits a base give every rule at every limit
-exactly what the patcher would cut, where lengths could only be joined to multiples of the shortest; and reading them
-costs less than an entropy model, which on a CPU would be slower than training. Blind cuts need neither.
+what the patcher would cut from the window's first base on, where lengths could only be joined to multiples of the
+shortest; and reading them costs less than an entropy model, which on a CPU would be slower than training. Blind cuts
+need neither.
 
 A window's cuts are a pure function of its bases, its entropies and its key, and a patch still starts where the bases
 before it say so.

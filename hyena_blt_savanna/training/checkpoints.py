@@ -156,12 +156,13 @@ class Checkpoints:
                 + "\n".join(f"  {line}" for line in differing)
                 + "\nrestore these keys, or choose another run folder"
             )
-        objectives = [tree.get("training", {}).get("objective", "next_base") for tree in (saved, self.run_config)]
-        if objectives[0] != objectives[1]:
-            raise CheckpointError(
-                f"{path} was trained with training.objective {objectives[0]}, and this run has {objectives[1]}: go on "
-                f"with the former, or choose another run folder and start_from={path}"
-            )
+        for section, key, default in (("training", "objective", "next_base"), ("data", "left_out", None)):
+            was, now = (tree.get(section, {}).get(key, default) for tree in (saved, self.run_config))
+            if was != now:
+                raise CheckpointError(
+                    f"{path} was trained with {section}.{key} {was}, and this run has {now}: go on with the former, or "
+                    f"choose another run folder and start_from={path}"
+                )
         state = json.loads((path / STATE).read_text())
         for key, now in (("zero_stage", engine.zero_stage), ("num_ranks", self.ranks.num_ranks)):
             # Without ZeRO, any rank's files serve all.

@@ -109,6 +109,10 @@ class RunConfig(Config):
             raise ValueError("data.annotation is null, and model.kind hyena_blt reads patches: name their boundaries")
         if self.model.kind == "isotropic" and source.cuts is not None:
             raise ValueError("data.cuts is for a model of patches, and model.kind is isotropic: leave data.cuts out")
+        if source.left_out is not None and self.start_from is not None:
+            raise ValueError(
+                "data.left_out keeps a fold unseen, and start_from may have seen it: leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

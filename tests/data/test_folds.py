@@ -52,10 +52,15 @@ def test_an_epoch_reads_all_but_the_fold_on_both_strands(toy, annotation):
     readers = dict(zip(STRANDS, samples._readers, strict=True))
     for index in range(-(-samples.num_bytes // window)):
         for strand, windows in readers.items():
-            for start, stop in windows.ring.pieces(5 + index * window, window):
+            for start, stop, _ in windows.ring.pieces(5 + index * window, window):
                 seen[strand][start:stop] += 1
             found = windows.ring_window(index, window, 5)
             assert found.patch_lengths.sum() == len(found.bases)
+            assert found.patch_lengths.min() >= 1
+            lasts = [end for _, _, end in windows.ring.pieces(5 + index * window, window)]
+            if len(lasts) == 1:
+                # Whole patches, but where the fold that is left out begins.
+                assert found.start + len(found.bases) <= lasts[0]
             if annotation is None:
                 assert len(found.bases) == window == len(found.patch_lengths)
     for strand, counts in seen.items():

@@ -112,6 +112,7 @@ def test_a_fold_that_is_left_out_is_not_read(toy_config, annotated):
         (ISOTROPIC, ["data.cuts.spread=2"], "data.cuts is for a model of patches, and model.kind is isotropic"),
         (ISOTROPIC, ["data.cuts.spread=2", "data.annotation=null"], "cuts changes the patches of an annotation"),
         (None, ["data.left_out.fold=2", "data.left_out.folds=2"], "give at most 1"),
+        (None, ["data.left_out={fold: 0, folds: 2}", "start_from=a"], "start_from may have seen it"),
     ],
 )
 def test_settings_that_contradict_each_other(toy_config, annotated, model, overrides, says):
