@@ -14,8 +14,7 @@ the type of the lengths: uint8 while the longest patch has at most 255 bases, el
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
@@ -35,6 +34,7 @@ from hyena_blt_savanna.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from hyena_blt_savanna.data.whole_files import WholeWriter
 
 BLOCK_BASES = 65_536
 
@@ -53,7 +53,7 @@ def boundary_dtype(longest_patch_bases: int) -> np.dtype[Any]:
     raise DataError(f"a patch of {longest_patch_bases:,} bases: 2,147,483,647 is the most a boundary file holds")
 
 
-class BoundaryWriter:
+class BoundaryWriter(WholeWriter):
     """Writes one strand's boundary file from patch lengths in stream order, in constant memory.
 
     A context manager: the file appears when the block ends well, else nothing does. It takes the annotation's old
@@ -169,17 +169,9 @@ class BoundaryWriter:
         self._offset = self._position - self._block * BLOCK_BASES
         self._pending = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self._writer.discard()
+    def discard(self) -> None:
+        """Removes what was written so far."""
+        self._writer.discard()
 
 
 def write_annotation_manifest(

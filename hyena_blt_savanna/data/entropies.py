@@ -10,8 +10,7 @@ of uint16, one value a base, in items of 65,536 bases; the annotation's manifest
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from hyena_blt_savanna.data.manifest import (
     read_annotation_manifest,
     read_manifest,
 )
+from hyena_blt_savanna.data.whole_files import WholeWriter
 
 ENTROPY_STEP_NATS = 2.0**-15
 """Distance of neighbours on the grid: 0.00003 nats; entropies of four letters are below 1.387, the largest is 2."""
@@ -42,7 +42,7 @@ def entropies_prefix(prefix: Path, name: str, strand: Strand) -> Path:
     return forward.with_name(forward.name + (".entropies" if strand == "forward" else ".entropies.reverse"))
 
 
-class EntropyWriter:
+class EntropyWriter(WholeWriter):
     """Writes one strand's entropies in stream order, in constant memory.
 
     A context manager: the file appears when the block ends well, else nothing does.
@@ -95,17 +95,9 @@ class EntropyWriter:
             self._writer.add(self._pending)
         self._writer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self._writer.discard()
+    def discard(self) -> None:
+        """Removes what was written so far."""
+        self._writer.discard()
 
 
 class EntropyReader:

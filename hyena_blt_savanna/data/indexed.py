@@ -12,14 +12,13 @@ import struct
 import warnings
 from array import array
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.whole_files import WholeFile, as_bytes
+from hyena_blt_savanna.data.whole_files import WholeFile, WholeWriter, as_bytes
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _FORMAT_VERSION = 1
@@ -41,7 +40,7 @@ def index_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
-class IndexedWriter:
+class IndexedWriter(WholeWriter):
     """Writes an indexed dataset document by document; both files appear when it is closed, or neither.
 
     A context manager: it commits when the block ends well and removes everything otherwise.
@@ -116,18 +115,6 @@ class IndexedWriter:
     def discard(self) -> None:
         """Removes what was written so far."""
         self._data.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self.discard()
 
     def _write_index(self, index: WholeFile) -> None:
         lengths = np.frombuffer(self._lengths, dtype=np.int32)

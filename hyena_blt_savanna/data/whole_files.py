@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,30 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """The memory of an array's values in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+class WholeWriter(ABC):
+    """A context manager: what it writes appears when the block ends well, and nothing is left of it otherwise."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Completes what was written and gives it its name."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Removes what was written so far; does nothing to what is complete."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.discard()
 
 
 class WholeFile:

@@ -53,7 +53,7 @@ from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule, PatchRule, PatchRuleConfig
 from hyena_blt_savanna.patching.stored_models import StoredModelConfig
-from hyena_blt_savanna.patching.stretches import Stretch, fold_stretches, read_stretch, sample_stretches
+from hyena_blt_savanna.patching.stretches import JudgedStretch, fold_stretches, read_judged, sample_stretches
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def _calibrated(
     if model is None or (config.calibrate_to is None and known is None):
         return Patcher(model, rule, known, about), {}
     reader = StrandReader(train, "forward")
-    folds = [Stretch(*bounds, model) for bounds, model in zip(itertools.pairwise(edges), by_fold, strict=True)]
+    folds = [JudgedStretch(*bounds, model) for bounds, model in zip(itertools.pairwise(edges), by_fold, strict=True)]
     samples = [sample for fold in folds for sample in sample_stretches(fold, config.calibration_bases // config.folds)]
     bases, nats = _read_known(reader, samples)
     if config.calibrate_to is None:
@@ -234,12 +234,12 @@ def _calibrated(
     return Patcher(model, rule, calibration, about), report
 
 
-def _read_known(reader: StrandReader, stretches: Sequence[Stretch]) -> tuple[Bytes, NDArray[np.float32]]:
+def _read_known(reader: StrandReader, stretches: Sequence[JudgedStretch]) -> tuple[Bytes, NDArray[np.float32]]:
     """Bases and entropies of stretches end to end, but for all in a run of unknown letters behind its first.
 
     Such a run is cut into the longest patches that there may be, and says nothing of those of known bases.
     """
-    pieces = [piece for stretch in stretches for piece in read_stretch(reader, stretch)]
+    pieces = [piece for stretch in stretches for piece in read_judged(reader, stretch)]
     bases, nats = np.concatenate([bases for bases, _ in pieces]), np.concatenate([nats for _, nats in pieces])
     known = states_before(bases) & PLACE != IN_UNKNOWN_RUN
     return bases[known], nats[known]
@@ -265,7 +265,7 @@ def _annotate(
     writers: dict[Strand, _Writers] = {}
     with ExitStack() as stack:
         for strand in _strands(config):
-            stretches = [Stretch(0, len(data.stream), patcher.entropy_model)]
+            stretches = [JudgedStretch(0, len(data.stream), patcher.entropy_model)]
             if folds is not None:
                 stretches = fold_stretches(data, strand, *folds)
             boundaries = stack.enter_context(
@@ -309,9 +309,11 @@ def _mean_of_known(prefix: Path, boundaries: BoundaryWriter) -> float:
     return (boundaries.num_bytes - num_unknown) / num_patches
 
 
-def _cut_strand(reader: StrandReader, stretches: Sequence[Stretch], cutter: PatchCutter, writers: _Writers) -> None:
+def _cut_strand(
+    reader: StrandReader, stretches: Sequence[JudgedStretch], cutter: PatchCutter, writers: _Writers
+) -> None:
     for stretch in stretches:
-        for bases, nats in read_stretch(reader, stretch):
+        for bases, nats in read_judged(reader, stretch):
             writers.boundaries.add(cutter.cut(bases, nats))
             if writers.entropies is not None:
                 writers.entropies.add(nats)

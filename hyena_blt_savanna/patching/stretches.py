@@ -20,7 +20,7 @@ CHUNK_BASES = 1 << 22
 SAMPLE_BASES = 1 << 16
 
 
-class Stretch(NamedTuple):
+class JudgedStretch(NamedTuple):
     """Bases [start, stop) of a stream, and what gives them their entropies."""
 
     start: int
@@ -30,7 +30,7 @@ class Stretch(NamedTuple):
 
 def fold_stretches(
     reader: IndexedReader, strand: Strand, edges: Sequence[int], by_fold: Sequence[StreamEntropies | None]
-) -> list[Stretch]:
+) -> list[JudgedStretch]:
     """The stretches of one strand that each are read with one fold's model.
 
     Args:
@@ -39,10 +39,12 @@ def fold_stretches(
         edges: borders of the folds on the forward stream, from 0 to its length.
         by_fold: what gives each fold its entropies.
     """
-    return [Stretch(start, stop, by_fold[fold]) for start, stop, fold in stretches_of_folds(reader, strand, edges)]
+    return [
+        JudgedStretch(start, stop, by_fold[fold]) for start, stop, fold in stretches_of_folds(reader, strand, edges)
+    ]
 
 
-def sample_stretches(stretch: Stretch, num_bases: int) -> Iterator[Stretch]:
+def sample_stretches(stretch: JudgedStretch, num_bases: int) -> Iterator[JudgedStretch]:
     """Samples of a stretch: back to back where it has no more than `num_bases`, else spread evenly."""
     wanted = max(1, num_bases // SAMPLE_BASES)
     step = max(SAMPLE_BASES, (stretch.stop - stretch.start) // wanted)
@@ -50,7 +52,7 @@ def sample_stretches(stretch: Stretch, num_bases: int) -> Iterator[Stretch]:
         yield stretch._replace(start=start, stop=min(start + SAMPLE_BASES, stretch.stop))
 
 
-def read_stretch(reader: StrandReader, stretch: Stretch) -> Iterator[tuple[Bytes, NDArray[np.float32]]]:
+def read_judged(reader: StrandReader, stretch: JudgedStretch) -> Iterator[tuple[Bytes, NDArray[np.float32]]]:
     """Reads a stretch in chunks.
 
     Yields:
