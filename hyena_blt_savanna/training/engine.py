@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.hyena_blt import Objective
+from hyena_blt_savanna.model.prediction import Prediction, split_prediction
 from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
@@ -61,6 +62,7 @@ class Totals:
         cut_patches: patches that were left out because their window had too many.
         exact_patches: patches that were reconstructed exactly; looked at in validation only.
         judged_patches: patches that could be.
+        auxiliary_nats: of the model's own losses, each times its coefficient.
     """
 
     nats: float = 0.0
@@ -70,6 +72,7 @@ class Totals:
     cut_patches: float = 0.0
     exact_patches: float = 0.0
     judged_patches: float = 0.0
+    auxiliary_nats: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -163,8 +166,8 @@ class TrainingEngine:
             batch.num_cut_patches,
         )
 
-    def forward(self, batch: TrainingBatch) -> Tensor:
-        """Logits [B, L, C] of a batch that is on the device."""
+    def forward(self, batch: TrainingBatch) -> Tensor | Prediction:
+        """Logits [B, L, C] of a batch that is on the device; in training, with the model's own losses if it has any."""
         # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
         asked = {} if self.objective == "next_base" else {"objective": self.objective}
         return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
@@ -181,7 +184,7 @@ class TrainingEngine:
         weight = sum(float(scored_weight(batch.loss_weights)) for batch in micro_batches)
         [total_weight] = self.ranks.sum([weight])
         scale = self.gradient_divisor / total_weight if total_weight else 0.0
-        nats = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        nats, auxiliary = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         totals = Totals(weight=weight)
         for index, batch in enumerate(micro_batches):
             totals.bases += int(batch.patch_lengths.sum()) - len(batch.patch_lengths)
@@ -189,11 +192,14 @@ class TrainingEngine:
             totals.cut_patches += batch.num_cut_patches
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            logits = self.forward(batch)
+            logits, auxiliary_nats = split_prediction(self.forward(batch))
             loss = weighted_nats(logits, batch.bases, batch.loss_weights, self.class_of_byte)
             nats += loss.detach()
+            if auxiliary_nats is not None:
+                auxiliary += auxiliary_nats.detach()
+                loss = loss + auxiliary_nats
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
-        totals.nats = float(nats)
+        totals.nats, totals.auxiliary_nats = float(nats), float(auxiliary)
         return totals
 
     def update(self, lr: float) -> float:
