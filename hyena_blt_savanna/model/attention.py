@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.model.flops import attention, linear
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
 from hyena_blt_savanna.model.rotary import RotaryConfig, rotary_tables, rotate
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
@@ -25,6 +26,10 @@ class AttentionConfig(Config):
     """Whether the output projection adds a bias."""
     window: int | None = Field(None, ge=1)
     """Positions that each one attends to: itself and the `window - 1` before it; None: all before it."""
+
+    def flops(self, length: int, width: int) -> dict[str, float]:
+        """Operations of one mixer over a sequence: query, key, value and the way out, 8 M^2 a position; the pairs."""
+        return {"projections": linear(length, width, 4 * width), "attention": attention(length, width, self.window)}
 
 
 class Attention(nn.Module):

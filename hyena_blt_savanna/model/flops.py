@@ -1,99 +1,130 @@
 """Floating-point operations of one forward pass, from the configuration alone.
 
-Counted are multiplications and additions, one each, of what grows with width: matrix products (m x k by k x n is
-2 m n k), convolutions and attention. Left out are norms, activations, gates, look-ups: a few operations a channel.
+Counted are multiplications and additions, one each, of what grows with width: matrix products, convolutions,
+attention and filters. Left out are norms, activations, gates, look-ups: a few operations a channel.
 
-- shifted convolution of K taps: 2 K a position and channel
-- Fourier convolution of size n: a real transform there and one back, 2.5 n log2 n each, and a complex product of
-  n / 2 values at 6, for each channel; one more transform for each filter
-- hyena_li filter of order O: 2 O a position and filter
-- causal attention over L positions: L^2 / 2 pairs, 4 operations each a channel (query times key, weight times value);
-  in a window of w positions L w - w^2 / 2 pairs, w at most L
-
-A backward pass costs twice as much.
+Here are the formulas of the primitives. Each configuration of a part of a model has a method `flops` that puts the
+part together from them, beside the class it describes, and gives operations by part; `count_flops` asks a whole
+architecture. A backward pass costs twice as much.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
 from hyena_blt_savanna.model.convolution import LONGEST_SHIFTED, next_fast_length
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
-from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.model.local_encoder import LocalConfig
-from hyena_blt_savanna.model.operators import OPERATOR_KINDS
-from hyena_blt_savanna.model.stack import StackConfig
-from hyena_blt_savanna.nucleotides import NUM_SCORED
+
+if TYPE_CHECKING:
+    from hyena_blt_savanna.model.hyena_blt import Objective
+
+BACKWARD_RATIO = 2
+"""A backward pass multiplies each matrix twice, once for the gradient of each factor."""
+
+
+class Architecture(Protocol):
+    """The configuration of a whole model."""
+
+    def flops(self, num_bases: int, num_patches: int, objective: Objective = "next_base") -> dict[str, float]:
+        """Operations of one forward pass over one sequence, by part.
+
+        Args:
+            num_bases: L.
+            num_patches: P; not read by models that cut no patches, or cut their own.
+            objective: what is trained; not read by models that know one only.
+        """
+        ...
 
 
 def count_flops(
-    model: nn.Module | HyenaBLTConfig | IsotropicConfig,
-    num_bases: int,
-    num_patches: int = 0,
-    objective: Objective = "next_base",
+    model: nn.Module | Architecture, num_bases: int, num_patches: int = 0, objective: Objective = "next_base"
 ) -> dict[str, float]:
     """Operations of one forward pass over one sequence.
 
     Args:
-        model: a HyenaBLT or an Isotropic, or the configuration of one.
+        model: a model with its configuration as `config`, or the configuration of one.
         num_bases: L.
-        num_patches: P; not read for the isotropic model.
-        objective: the autoencoder of patches leaves the hybrid's stack out.
+        num_patches: P; see `Architecture`.
+        objective: the autoencoder of patches leaves the hybrid's global model out.
 
     Returns:
-        Operations by part: `projections`, `mlp`, `short_convolutions`, `fourier_convolutions`, `filters`, `attention`
-        of the stack; `local_encoder`, `local_decoder` of the hybrid; `head`; and their sum, `total`.
+        Operations by part, and their sum, `total`. A stack's parts are `projections`, `mlp`, `short_convolutions`,
+        `fourier_convolutions`, `filters` and `attention`.
     """
-    config = model.config if isinstance(model, nn.Module) else model
-    if isinstance(config, IsotropicConfig):
-        parts = stack_flops(config.stack, num_bases)
-        parts["head"] = 2.0 * config.stack.width * config.num_rows * num_bases
-    else:
-        assert isinstance(config, HyenaBLTConfig)
-        parts = stack_flops(config.global_model, num_patches) if objective == "next_base" else {}
-        width = config.local_width
-        # A linear map for each place of a patch, into the global model and out of it; the start vector goes out too.
-        place = 2.0 * config.max_patch_bases * width * config.global_model.width
-        parts["local_encoder"] = _local_flops(config.encoder, width, num_bases) + place * num_patches
-        parts["local_decoder"] = _local_flops(config.decoder, width, num_bases) + place * (num_patches + 1)
-        parts["head"] = 2.0 * width * NUM_SCORED * num_bases
+    config: Architecture = model.config if isinstance(model, nn.Module) else model  # type: ignore[assignment]
+    parts = config.flops(num_bases, num_patches, objective)
     return {**parts, "total": sum(parts.values())}
 
 
-def stack_flops(config: StackConfig, num_positions: int) -> dict[str, float]:
-    """Operations of one forward pass of a stack over one sequence, by part."""
-    width, length, hyena = config.width, num_positions, config.hyena
-    parts: Counter[str] = Counter()
-    for name in config.blocks:
-        # In (three vectors) and out (one); gate, up and down.
-        parts["projections"] += 8 * width * width * length
-        parts["mlp"] += 6 * width * config.mlp.hidden_width(width) * length
-        if name == "attention":
-            window = min(config.attention.window or length, length)
-            parts["attention"] += 2 * window * (2 * length - window) * width
-            continue
-        parts.update(_convolution_flops(length, hyena.featurizer_taps, 3 * width, 3 * width))
-        kind = OPERATOR_KINDS[name]
-        groups = hyena.num_groups(kind, width)
-        num_taps = {"se": hyena.se_taps, "mr": hyena.mr_taps, "li": length}[kind]
-        parts.update(_convolution_flops(length, num_taps, width, groups))
-        if kind == "li":
-            parts["filters"] += 2 * hyena.li_order * groups * length
-    return {name: float(count) for name, count in parts.items()}
+def add_parts(*counts: Mapping[str, float]) -> dict[str, float]:
+    """The sums of parts of the same name, in the order in which the names first come."""
+    sums: dict[str, float] = {}
+    for parts in counts:
+        for name, count in parts.items():
+            sums[name] = sums.get(name, 0.0) + count
+    return sums
 
 
-def _convolution_flops(length: int, num_taps: int, channels: int, groups: int) -> dict[str, int]:
+def linear(num_positions: int, num_inputs: int, num_outputs: int) -> float:
+    """A linear map at each position: 2 a position, input and output. [m, k] by [k, n] is 2 m k n."""
+    return 2.0 * num_positions * num_inputs * num_outputs
+
+
+def convolution(length: int, num_taps: int, channels: int, groups: int) -> dict[str, float]:
+    """A causal depthwise convolution as `causal_convolution` computes it, and the algorithm as the part's name.
+
+    Args:
+        length: L.
+        num_taps: K; more than L are cut off.
+        channels: D.
+        groups: G, the number of filters.
+
+    Returns:
+        `short_convolutions` up to LONGEST_SHIFTED taps, `fourier_convolutions` beyond.
+    """
     if num_taps <= LONGEST_SHIFTED:
-        return {"short_convolutions": 2 * min(num_taps, length) * channels * length}
+        return {"short_convolutions": shifted_convolution(length, num_taps, channels)}
+    return {"fourier_convolutions": fourier_convolution(length, num_taps, channels, groups)}
+
+
+def shifted_convolution(length: int, num_taps: int, channels: int) -> float:
+    """One product a tap: 2 K a position and channel, K at most L."""
+    return 2.0 * min(num_taps, length) * channels * length
+
+
+def fourier_convolution(length: int, num_taps: int, channels: int, groups: int) -> float:
+    """A real transform there and one back for each channel, one for each filter, and a product of the spectra.
+
+    A real transform of size n, the next fast length from L + K - 1 on, is 2.5 n log2 n; the complex product of n / 2
+    values at 6 each is 3 n a channel.
+    """
     size = next_fast_length(length + min(num_taps, length) - 1)
-    transform = 2.5 * size * math.log2(size)
-    return {"fourier_convolutions": round(channels * (2 * transform + 3 * size) + groups * transform)}
+    transform = real_transform(size)
+    return float(round(channels * (2 * transform + 3 * size) + groups * transform))
 
 
-def _local_flops(config: LocalConfig, width: int, num_bases: int) -> float:
-    widen = 2 * config.num_taps * width * 2 * config.hidden_width
-    narrow = 2 * config.hidden_width * width
-    return float(config.num_blocks * (widen + narrow) * num_bases)
+def real_transform(size: int) -> float:
+    """2.5 n log2 n, the usual count of a real Fourier transform of size n: half of a complex one's 5 n log2 n."""
+    return 2.5 * size * math.log2(size)
+
+
+def modal_filter(length: int, groups: int, order: int) -> float:
+    """Sums of O exponentials as one matrix product over O: 2 O a position and filter."""
+    return 2.0 * order * groups * length
+
+
+def attention(length: int, width: int, window: int | None = None) -> float:
+    """Causal attention: 4 operations a pair and channel (query times key, weight times value), all heads together.
+
+    Pairs: L^2 / 2; in a window of w positions, at most L, L w - w^2 / 2.
+    """
+    reach = min(window or length, length)
+    return 2.0 * reach * (2 * length - reach) * width
+
+
+def cross_attention(num_queries: int, num_keys: int, width: int) -> float:
+    """Attention of each query over so many keys: 4 operations a pair and channel, all heads together."""
+    return 4.0 * num_queries * num_keys * width

@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model import flops
 from hyena_blt_savanna.model.kmers import KmerConfig
 from hyena_blt_savanna.model.local_decoder import LocalDecoder
 from hyena_blt_savanna.model.local_encoder import LocalConfig, LocalEncoder
@@ -47,6 +48,23 @@ class HyenaBLTConfig(Config):
     encoder: LocalConfig = LocalConfig(num_blocks=1)
     global_model: StackConfig
     decoder: LocalConfig = LocalConfig(num_blocks=2)
+
+    def flops(self, num_bases: int, num_patches: int, objective: Objective = "next_base") -> dict[str, float]:
+        """Operations of a forward pass over one sequence: the global model's parts, `local_encoder`, `local_decoder`,
+        `head`. The autoencoder leaves the global model out.
+
+        Beside their blocks, encoder and decoder have a linear map for each place of a patch, into the global model
+        and out of it; the start vector goes out too.
+        """
+        width, all_places = self.local_width, self.max_patch_bases * self.local_width
+        into = flops.linear(num_patches, all_places, self.global_model.width)
+        out_of = flops.linear(num_patches + 1, self.global_model.width, all_places)
+        return {
+            **(self.global_model.flops(num_patches) if objective == "next_base" else {}),
+            "local_encoder": self.encoder.flops(num_bases, width) + into,
+            "local_decoder": self.decoder.flops(num_bases, width) + out_of,
+            "head": flops.linear(num_bases, width, NUM_SCORED),
+        }
 
     def build(self) -> HyenaBLT:
         """The model with fresh weights, drawn from torch's default generator."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.initialisation import small_init_std
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerTables
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import VOCABULARY_SIZE
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
+
+if TYPE_CHECKING:
+    from hyena_blt_savanna.model.hyena_blt import Objective
 
 
 class IsotropicConfig(Config):
@@ -43,6 +47,10 @@ class IsotropicConfig(Config):
         if self.kmers is not None:
             reaches.append(max(self.kmers.sizes, default=1) - 1)
         return None if None in reaches else 1 + sum(reach for reach in reaches if reach is not None)
+
+    def flops(self, num_bases: int, num_patches: int = 0, objective: Objective = "next_base") -> dict[str, float]:
+        """Operations of a forward pass over one sequence, by part: the stack, and a head over all rows."""
+        return {**self.stack.flops(num_bases), "head": linear(num_bases, self.stack.width, self.num_rows)}
 
     def build(self, context: ContextParallel = SINGLE_RANK) -> Isotropic:
         """The model with fresh weights, drawn from torch's default generator."""

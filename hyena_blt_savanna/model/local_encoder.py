@@ -6,6 +6,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.gated_convolution import GatedConvolution
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
 from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid
@@ -23,6 +24,11 @@ class LocalConfig(Config):
     num_blocks: int = 1
     num_taps: PositiveInt = 4
     hidden_width: PositiveInt = 192
+
+    def flops(self, num_bases: int, width: int) -> float:
+        """Operations of the blocks over one sequence: each widens K taps of D to two of H channels, narrows H to D."""
+        widen = linear(num_bases, self.num_taps * width, 2 * self.hidden_width)
+        return self.num_blocks * (widen + linear(num_bases, self.hidden_width, width))
 
     def build(self, width: int) -> nn.ModuleList:
         """The blocks, as an empty list where there are none."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
 
 Activation = Literal["gelu", "silu", "identity"]
@@ -30,6 +31,10 @@ class MLPConfig(Config):
         """F for a model of `width` channels."""
         derived = int(2 * 4 * width / 3)
         return self.width or -(-derived // self.round_up_to) * self.round_up_to
+
+    def flops(self, length: int, width: int) -> dict[str, float]:
+        """Operations of one MLP over a sequence: gate, up and down, 6 M F a position."""
+        return {"mlp": 3 * linear(length, width, self.hidden_width(width))}
 
     def activations(self, blocks: list[str]) -> list[Activation]:
         """The activation of each block's MLP."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.model import flops
 from hyena_blt_savanna.model.convolution import causal_convolution
 from hyena_blt_savanna.model.precision import no_autocast, widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
@@ -83,6 +84,21 @@ class HyenaConfig(Config):
                 f"hyena.mr_decay_repeats = {self.mr_decay_repeats} does not divide the {groups} hyena_mr groups"
             )
         return groups
+
+    def flops(self, kind: OperatorKind, length: int, width: int) -> dict[str, float]:
+        """Operations of one mixer over a sequence.
+
+        Three vectors in and one out, 8 M^2 a position; a featurizer over the 3 M channels; the operator's
+        convolution over M, whose hyena_li filters are as long as the sequence and have to be computed.
+        """
+        groups = self.num_groups(kind, width)
+        num_taps = {"se": self.se_taps, "mr": self.mr_taps, "li": length}[kind]
+        return flops.add_parts(
+            {"projections": flops.linear(length, width, 4 * width)},
+            flops.convolution(length, self.featurizer_taps, 3 * width, 3 * width),
+            flops.convolution(length, num_taps, width, groups),
+            {"filters": flops.modal_filter(length, groups, self.li_order)} if kind == "li" else {},
+        )
 
 
 class HyenaOperator(nn.Module, ABC):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.attention import AttentionConfig
 from hyena_blt_savanna.model.blocks import MIXERS, Block
+from hyena_blt_savanna.model.flops import add_parts
 from hyena_blt_savanna.model.mlp import MLPConfig
 from hyena_blt_savanna.model.norms import NormConfig
 from hyena_blt_savanna.model.operators import OPERATOR_KINDS, HyenaConfig
@@ -64,6 +65,17 @@ class StackConfig(Config):
             return None
         num_taps = self.hyena.se_taps if kind == "se" else self.hyena.mr_taps
         return self.hyena.featurizer_taps - 1 + num_taps - 1
+
+    def flops(self, length: int) -> dict[str, float]:
+        """Operations of a forward pass over one sequence, by part: a mixer and an MLP for each block."""
+        return add_parts(*(self._block_flops(name, length) for name in self.blocks))
+
+    def _block_flops(self, block: str, length: int) -> dict[str, float]:
+        if block == "attention":
+            mixer = self.attention.flops(length, self.width)
+        else:
+            mixer = self.hyena.flops(OPERATOR_KINDS[block], length, self.width)
+        return add_parts(mixer, self.mlp.flops(length, self.width))
 
     def build(self, context: ContextParallel = SINGLE_RANK) -> Stack:
         """The stack, freshly initialised."""

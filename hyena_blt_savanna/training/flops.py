@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from hyena_blt_savanna.model.flops import count_flops
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
-from hyena_blt_savanna.model.isotropic import IsotropicConfig
-
-BACKWARD_RATIO = 2
-"""A backward pass multiplies each matrix twice, once for the gradient of each factor."""
+from hyena_blt_savanna.model.flops import BACKWARD_RATIO, Architecture, count_flops
+from hyena_blt_savanna.model.hyena_blt import Objective
 
 
 def training_flops_per_base(
-    config: HyenaBLTConfig | IsotropicConfig,
+    config: Architecture,
     window_bases: int,
     mean_patch_bases: float,
     objective: Objective = "next_base",

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyena_blt_savanna.model.flops import count_flops, stack_flops
+from hyena_blt_savanna.model.flops import count_flops
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.stack import StackConfig
@@ -44,7 +44,7 @@ def test_hybrid_equals_what_torch_counts() -> None:
 
 
 def test_convolutions_by_hand() -> None:
-    parts = stack_flops(stack("hyena_se", "hyena_mr"), 1000)
+    parts = stack("hyena_se", "hyena_mr").flops(1000)
     # Featurizers of 3 taps on 3 x 48 channels in both blocks, 7 taps on 48 in the first.
     assert parts["short_convolutions"] == 1000 * (2 * 2 * 3 * 144 + 2 * 7 * 48)
     # 1000 + 127 positions fit into 1152 = 2^7 3^2, but 1125 is too short; 48 channels, 48 filters.

@@ -9,7 +9,6 @@ from torch import Tensor
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.model import attention as attention_module
 from hyena_blt_savanna.model.attention import Attention, AttentionConfig, windowed_attention
-from hyena_blt_savanna.model.flops import stack_flops
 from hyena_blt_savanna.model.stack import StackConfig
 
 
@@ -88,7 +87,7 @@ def test_pairs_are_counted() -> None:
         config = StackConfig.parse(
             {"width": 8, "num_heads": 2, "blocks": ["attention"], "attention": {"window": window}}
         )
-        return stack_flops(config, length)["attention"] / (4 * 8)
+        return config.flops(length)["attention"] / (4 * 8)
 
     # The causal count is L^2 / 2, half a pair a position less than the pairs there are; in a window likewise.
     for window in (3, 10, 100):
