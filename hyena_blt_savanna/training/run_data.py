@@ -126,11 +126,19 @@ class RunData:
             return None
         last = self._config.training.stages[-1]
         window_bases = settings.window_bases or last.window_bases
-        windows = EvaluationWindows(
-            self._config.data.folder / "validation", self._config.data.annotation, "forward", window_bases
-        )
-        wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
-        indices = spread(len(windows), wanted)
+        folder = self._config.data.folder
+        windows = EvaluationWindows(folder / "validation", self._config.data.annotation, "forward", window_bases)
+        if settings.windows is not None:
+            last_window = max(settings.windows)
+            if last_window >= len(windows):
+                raise DataError(
+                    f"training.validation.windows names window {last_window}, and {folder / 'validation'} has "
+                    f"{len(windows)} of {window_bases:,} bases, counted from 0: leave it out"
+                )
+            indices = settings.windows
+        else:
+            wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
+            indices = spread(len(windows), wanted)
         micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.num_ranks)
         return lambda: validate(
             engine, indices, micro_batch, lambda chosen: collate([windows[index] for index in chosen])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.evaluation.reconstruction import wrong_bases
@@ -25,6 +25,8 @@ class ValidationConfig(Config):
     """Steps between validations; the last step always has one."""
     num_bases: PositiveInt | None = 1_000_000
     """About so many bases, in windows spread evenly over the validation stream; null takes all of it."""
+    windows: list[NonNegativeInt] | None = Field(None, min_length=1)
+    """These windows of the validation stream, counted from 0, in place of `num_bases`; null spreads them evenly."""
     window_bases: PositiveInt | None = None
     """Bases of a window; null takes the last stage's."""
     micro_batch_windows: PositiveInt | None = None

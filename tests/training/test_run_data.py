@@ -131,3 +131,19 @@ def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_p
             RunData(config_for(toy_config, unfinished), RANKS)
     with pytest.raises(DataError, match=r"up to 12 bases, and the model has places for 8: set model\.max_patch_bases"):
         RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
+
+
+def test_validation_takes_the_windows_that_are_named(toy_config, annotated, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "hyena_blt_savanna.training.run_data.validate", lambda engine, indices, size, batch_of: taken.append(indices)
+    )
+    config = config_for(toy_config, annotated, "training.validation.windows=[3, 0]")
+    RunData(config, RANKS).validator(engine=None)()
+    assert taken == [[3, 0]]
+
+
+def test_a_validation_window_that_is_not_there_is_refused(toy_config, annotated):
+    config = config_for(toy_config, annotated, "training.validation.windows=[0, 999]")
+    with pytest.raises(DataError, match=r"training\.validation\.windows names window 999, and .*validation has \d+ of"):
+        RunData(config, RANKS).validator(engine=None)
