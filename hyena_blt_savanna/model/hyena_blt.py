@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model import flops
 from hyena_blt_savanna.model.kmers import KmerConfig
+from hyena_blt_savanna.model.local_blocks import GATED_CONVOLUTION, LocalConfig, scale_residual_branches
 from hyena_blt_savanna.model.local_decoder import LocalDecoder
-from hyena_blt_savanna.model.local_encoder import LocalConfig, LocalEncoder
+from hyena_blt_savanna.model.local_encoder import LocalEncoder
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED, VOCABULARY_SIZE
@@ -45,9 +46,9 @@ class HyenaBLTConfig(Config):
     local_width: PositiveInt = 96
     max_patch_bases: PositiveInt = 16
     kmers: KmerConfig = KmerConfig()
-    encoder: LocalConfig = LocalConfig(num_blocks=1)
+    encoder: LocalConfig = LocalConfig(blocks=[GATED_CONVOLUTION])
     global_model: StackConfig
-    decoder: LocalConfig = LocalConfig(num_blocks=2)
+    decoder: LocalConfig = LocalConfig(blocks=[GATED_CONVOLUTION, GATED_CONVOLUTION])
 
     def flops(self, num_bases: int, num_patches: int, objective: Objective = "next_base") -> dict[str, float]:
         """Operations of a forward pass over one sequence: the global model's parts, `local_encoder`, `local_decoder`,
@@ -65,6 +66,15 @@ class HyenaBLTConfig(Config):
             "local_decoder": self.decoder.flops(num_bases, width) + out_of,
             "head": flops.linear(num_bases, width, NUM_SCORED),
         }
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, local in (("encoder", self.encoder), ("decoder", self.decoder)):
+            try:
+                local.check(self.local_width)
+            except ConfigError as error:
+                raise ValueError(f"{name}.{error}") from None
+        return self
 
     def build(self) -> HyenaBLT:
         """The model with fresh weights, drawn from torch's default generator."""
@@ -92,14 +102,13 @@ class HyenaBLT(nn.Module):
     @property
     def local_reach_bases(self) -> int:
         """How many bases before base t the local modules read when they score base t + 1."""
-        taps = [block.num_taps - 1 for block in [*self.encoder.blocks, *self.decoder.blocks]]
-        return max(self.config.kmers.sizes, default=1) - 1 + sum(taps)
+        blocks = (self.config.encoder, self.config.decoder)
+        of_blocks = sum(local.reach_bases(self.config.local_width) for local in blocks)
+        return max(self.config.kmers.sizes, default=1) - 1 + of_blocks
 
     def reset_parameters(self) -> None:
         """Draws the local modules' weights; the global model has drawn its own."""
-        num_layers = len(self.encoder.blocks) + len(self.decoder.blocks)
-        for block in [*self.encoder.blocks, *self.decoder.blocks]:
-            block.reset_parameters(num_layers)
+        scale_residual_branches([*self.encoder.blocks, *self.decoder.blocks], self.config.local_width)
         self.encoder.embedding.reset_parameters(std=1.0)
         for linear in (self.encoder.places, self.decoder.places, self.decoder.head):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyena_blt_savanna.model.local_encoder import LocalConfig
+from hyena_blt_savanna.model.local_blocks import LocalConfig
 from hyena_blt_savanna.model.patches import close_unfinished, grid_to_bases, lay_out
 from hyena_blt_savanna.nucleotides import NUM_SCORED
 

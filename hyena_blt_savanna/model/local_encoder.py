@@ -1,38 +1,12 @@
-"""From bases to patches: k-mer tables, a few gated convolutions, and a linear map for each place in a patch."""
+"""From bases to patches: k-mer tables, a few blocks, and a linear map for each place in a patch."""
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.model.flops import linear
-from hyena_blt_savanna.model.gated_convolution import GatedConvolution
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
+from hyena_blt_savanna.model.local_blocks import LocalConfig
 from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid
-
-
-class LocalConfig(Config):
-    """Depth of the local encoder or decoder.
-
-    Attributes:
-        num_blocks: gated convolutions in a row; 0 is allowed.
-        num_taps: bases that one of them reads, its own included.
-        hidden_width: channels inside one.
-    """
-
-    num_blocks: int = 1
-    num_taps: PositiveInt = 4
-    hidden_width: PositiveInt = 192
-
-    def flops(self, num_bases: int, width: int) -> float:
-        """Operations of the blocks over one sequence: each widens K taps of D to two of H channels, narrows H to D."""
-        widen = linear(num_bases, self.num_taps * width, 2 * self.hidden_width)
-        return self.num_blocks * (widen + linear(num_bases, self.hidden_width, width))
-
-    def build(self, width: int) -> nn.ModuleList:
-        """The blocks, as an empty list where there are none."""
-        return nn.ModuleList(GatedConvolution(width, self.hidden_width, self.num_taps) for _ in range(self.num_blocks))
 
 
 class LocalEncoder(nn.Module):

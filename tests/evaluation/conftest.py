@@ -34,9 +34,9 @@ def hybrid_config() -> HyenaBLTConfig:
             "local_width": 12,
             "max_patch_bases": 8,
             "kmers": {"sizes": [2, 3, 4]},
-            "encoder": {"num_blocks": 1, "num_taps": 3, "hidden_width": 16},
+            "encoder": {"blocks": ["gated_convolution"], "num_taps": 3, "hidden_width": 16},
             "global_model": {"width": 16, "num_heads": 2, "blocks": ["hyena_se", "hyena_li", "attention"]},
-            "decoder": {"num_blocks": 2, "num_taps": 4, "hidden_width": 16},
+            "decoder": {"blocks": ["gated_convolution"] * 2, "num_taps": 4, "hidden_width": 16},
         }
     )
 

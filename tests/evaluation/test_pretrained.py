@@ -134,6 +134,7 @@ def test_other_formats_and_versions_are_refused(saved: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
     config = yaml.safe_load((saved / "config.yaml").read_text())
+    name = "gated_convolution"
 
     def load_with(**changes) -> None:
         (saved / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
@@ -149,10 +150,10 @@ def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
     with pytest.raises(
         PretrainedError, match=r"decoder.blocks.2.narrow.weight is missing; nearest that is there: encoder"
     ) as error:
-        load_with(decoder={**config["decoder"], "num_blocks": 3}, encoder={**config["encoder"], "num_blocks": 0})
+        load_with(decoder={**config["decoder"], "blocks": [name] * 3}, encoder={**config["encoder"], "blocks": []})
     assert "encoder.blocks.0.narrow.weight is no weight of this model; nearest: decoder.blocks.2" in str(error.value)
     with pytest.raises(PretrainedError, match=r"is missing.*\n  and 19 more$"):
-        load_with(decoder={**config["decoder"], "num_blocks": 11})
+        load_with(decoder={**config["decoder"], "blocks": [name] * 11})
 
 
 def test_a_patcher_of_longer_patches_is_refused(tmp_path: Path, model_of) -> None:

@@ -20,8 +20,8 @@ def tiny_config(**changes):
             "local_width": 16,
             "max_patch_bases": 6,
             "kmers": {"sizes": [1, 3]},
-            "encoder": {"num_blocks": 1, "hidden_width": 24},
-            "decoder": {"num_blocks": 1, "hidden_width": 24},
+            "encoder": {"blocks": ["gated_convolution"], "hidden_width": 24},
+            "decoder": {"blocks": ["gated_convolution"], "hidden_width": 24},
             "global_model": {
                 "width": 32,
                 "num_heads": 2,
@@ -128,7 +128,7 @@ MEMORY_SCRIPT = """
 import resource, torch
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 config = HyenaBLTConfig.parse({"local_width": 64, "max_patch_bases": 8, "kmers": {"sizes": [2, 4, 6]},
-    "encoder": {"hidden_width": 128}, "decoder": {"hidden_width": 128, "num_blocks": 1},
+    "encoder": {"hidden_width": 128}, "decoder": {"hidden_width": 128},
     "global_model": {"width": 128, "num_heads": 4, "blocks": ["hyena_se", "hyena_mr", "hyena_li"]}})
 model = config.build()
 bases = torch.tensor(list(b"ACGT"))[torch.randint(0, 4, (1, 262144))]

@@ -22,8 +22,8 @@ def build() -> HyenaBLT:
             "local_width": 16,
             "max_patch_bases": LONGEST,
             "kmers": {"sizes": [1, 3]},
-            "encoder": {"num_blocks": 1, "hidden_width": 24},
-            "decoder": {"num_blocks": 1, "hidden_width": 24},
+            "encoder": {"blocks": ["gated_convolution"], "hidden_width": 24},
+            "decoder": {"blocks": ["gated_convolution"], "hidden_width": 24},
             "global_model": {"width": 32, "num_heads": 2, "blocks": ["hyena_se", "attention"]},
         }
     ).build()
