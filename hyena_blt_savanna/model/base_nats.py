@@ -1,0 +1,37 @@
+"""Nats of bases under a model: what is trained, whoever asks for it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def base_nats(logits: Tensor, bases: Tensor, class_of_byte: Tensor) -> Tensor:
+    """Negative log-likelihood of every base but the first.
+
+    Args:
+        logits: float [B, L, C]; those at t - 1 score base t.
+        bases: int64 [B, L], upper case.
+        class_of_byte: int64 [512], column of each byte; -1 for bytes that are never scored.
+
+    Returns:
+        float32 [B, L - 1], nats of bases 1 to L - 1; 0 for a base that is never scored.
+    """
+    classes = class_of_byte[bases[:, 1:]]
+    scores = logits[:, :-1].float().transpose(1, 2)
+    return functional.cross_entropy(scores, classes, ignore_index=-1, reduction="none")
+
+
+def weighted_nats(logits: Tensor, bases: Tensor, loss_weights: Tensor, class_of_byte: Tensor) -> Tensor:
+    """Sum over a batch of each base's nats times its weight.
+
+    Args:
+        logits: float [B, L, C].
+        bases: int64 [B, L].
+        loss_weights: float32 [B, L]; weight of base t as a target, 0 for letters without a column.
+        class_of_byte: int64 [512].
+
+    Returns:
+        float32 scalar, nats.
+    """
+    return (base_nats(logits, bases, class_of_byte) * loss_weights[:, 1:]).sum()
