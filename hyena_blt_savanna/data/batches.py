@@ -34,12 +34,15 @@ class Batch:
         patch_lengths: int32 [B, P]; the first patch of a row is the byte in front, zeros follow the last.
         loss_weights: float32 [B, L], weight of each base as a target; 0 for the byte in front and for padding.
         num_cut_patches: patches that were left out of the windows because there were too many.
+        entropies: float32 [B, L], nats, of each base given those before it: a target, which no input may be made of;
+            0 for the byte in front and for padding, as their weights are. None where the windows hold none.
     """
 
     bases: torch.Tensor
     patch_lengths: torch.Tensor
     loss_weights: torch.Tensor
     num_cut_patches: int = 0
+    entropies: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -48,6 +51,7 @@ class Batch:
             self.patch_lengths.to(device, non_blocking=True),
             self.loss_weights.to(device, non_blocking=True),
             self.num_cut_patches,
+            None if self.entropies is None else self.entropies.to(device, non_blocking=True),
         )
 
     @property
@@ -70,7 +74,7 @@ def collate(
     """Lays windows side by side, each behind an end-of-document byte that is a patch of its own.
 
     Args:
-        windows: at least one.
+        windows: at least one; all of them hold entropies, or none does.
         repeat_weight: weight of repeat-masked bases as targets.
         pad_bases_to: least L, the byte in front included; the longest window decides if it needs more.
         pad_patches_to: least P, likewise.
@@ -80,6 +84,7 @@ def collate(
     bases = np.full((len(windows), num_bases), PADDING, dtype=np.int64)
     patch_lengths = np.zeros((len(windows), num_patches), dtype=np.int32)
     loss_weights = np.zeros((len(windows), num_bases), dtype=np.float32)
+    entropies = None if windows[0].entropies is None else np.zeros((len(windows), num_bases), dtype=np.float32)
     table = weight_table(repeat_weight)
     bases[:, 0] = END_OF_DOCUMENT
     patch_lengths[:, 0] = 1
@@ -89,11 +94,14 @@ def collate(
             window.bases, UPPER, table, window.num_leading_tag_bytes, bases[row, 1:end], loss_weights[row, 1:end]
         )
         patch_lengths[row, 1 : 1 + len(window.patch_lengths)] = window.patch_lengths
+        if entropies is not None:
+            entropies[row, 1:end] = window.entropies
     return Batch(
         torch.from_numpy(bases),
         torch.from_numpy(patch_lengths),
         torch.from_numpy(loss_weights),
         sum(window.num_cut_patches for window in windows),
+        None if entropies is None else torch.from_numpy(entropies),
     )
 
 
@@ -112,9 +120,11 @@ class TrainingSamples:
         window_patches: more patches than this are cut off a window; None never cuts.
         left_out: the fold that is left out; None: nothing is.
         cutter: cuts each window anew; None: they are cut as stored.
+        with_entropies: whether windows hold the stored entropies of their bases.
 
     Raises:
-        DataError: the data or the boundaries are missing, broken, or don't belong together.
+        DataError: the data or the boundaries are missing, broken, or don't belong together; or entropies are asked
+            for, and none were stored.
     """
 
     def __init__(
@@ -127,6 +137,7 @@ class TrainingSamples:
         window_patches: int | None = None,
         left_out: LeftOut | None = None,
         cutter: WindowCutter | None = None,
+        with_entropies: bool = False,
     ) -> None:
         self.prefix = prefix
         self.seed = seed
@@ -136,9 +147,9 @@ class TrainingSamples:
         names: tuple[Strand, ...] = ("forward", "reverse") if strands == "both" else ("forward",)
         reader = IndexedReader(prefix)
         self._readers = [WindowReader(prefix, annotation, name, reader, left_out) for name in names]
-        if cutter is not None and cutter.needs_entropies:
+        if with_entropies or (cutter is not None and cutter.needs_entropies):
             for strand in self._readers:
-                strand.open_entropies()
+                strand.open_entropies(in_windows=with_entropies)
 
     @property
     def num_bytes(self) -> int:

@@ -45,6 +45,8 @@ class Window:
         start: position of the first base in its stream.
         num_leading_tag_bytes: bytes at the start that belong to an opening tag.
         num_cut_patches: patches that were left out at the end, because the window had too many.
+        entropies: float32 [L], nats, of each base given those before it in its document; None where they were not
+            asked for.
     """
 
     bases: Bytes
@@ -52,6 +54,7 @@ class Window:
     start: int
     num_leading_tag_bytes: int = 0
     num_cut_patches: int = 0
+    entropies: NDArray[np.float32] | None = None
 
 
 class WindowCutter(Protocol):
@@ -148,6 +151,7 @@ class WindowReader:
         self.bases = StrandReader(reader, strand)
         self.ring = Ring(stretches_without(reader, strand, left_out) if left_out else [(0, self.bases.num_bytes)])
         self._entropies: EntropyReader | None = None
+        self._entropies_in_windows = False
         if annotation is None:
             self.boundaries: Boundaries = SingleBases(self.bases.num_bytes)
             return
@@ -159,14 +163,18 @@ class WindowReader:
                 f"{self.boundaries.num_bytes:,}: prepare and annotate the data again"
             )
 
-    def open_entropies(self) -> None:
+    def open_entropies(self, in_windows: bool = False) -> None:
         """Makes the stored entropies ready for `cut_window`.
+
+        Args:
+            in_windows: whether windows hold their bases' entropies from here on.
 
         Raises:
             DataError: none were stored with the boundaries, or they are of other data.
         """
         assert self.annotation is not None
         self._entropies = EntropyReader(self.prefix, self.annotation, self.bases.strand)
+        self._entropies_in_windows = in_windows
 
     @property
     def num_bytes(self) -> int:
@@ -263,12 +271,15 @@ class WindowReader:
         """The window of the patches from a place on, without those that are too many."""
         num_cut = 0 if max_patches is None else max(0, len(lengths) - max(0, max_patches))
         lengths = lengths[: len(lengths) - num_cut]
+        stop = start + int(lengths.sum(dtype=np.int64))
+        held = self._entropies if self._entropies_in_windows else None
         return Window(
-            bases=self.bases.read(start, start + int(lengths.sum(dtype=np.int64))),
+            bases=self.bases.read(start, stop),
             patch_lengths=lengths,
             start=start,
             num_leading_tag_bytes=self.bases.tag_bytes_at(start),
             num_cut_patches=num_cut,
+            entropies=None if held is None else held.read(start, stop),
         )
 
 
@@ -277,10 +288,12 @@ def _joined(pieces: Sequence[Window]) -> Window:
     filled = [piece for piece in pieces if len(piece.bases)] or pieces[:1]
     if len(filled) == 1:
         return replace(filled[0], num_cut_patches=sum(piece.num_cut_patches for piece in pieces))
+    entropies = [piece.entropies for piece in filled if piece.entropies is not None]
     return Window(
         bases=np.concatenate([piece.bases for piece in filled]),
         patch_lengths=np.concatenate([piece.patch_lengths for piece in filled]),
         start=filled[0].start,
         num_leading_tag_bytes=filled[0].num_leading_tag_bytes,
         num_cut_patches=sum(piece.num_cut_patches for piece in pieces),
+        entropies=np.concatenate(entropies) if entropies else None,
     )

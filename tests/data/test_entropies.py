@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from hyena_blt_savanna.data.batches import BatchLoader, TrainingSamples
+from hyena_blt_savanna.data.batches import BatchLoader, TrainingSamples, collate
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, write_annotation_manifest
 from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS, EntropyReader, EntropyWriter, entropies_prefix, on_grid
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.indexed import IndexedWriter, data_path
+from hyena_blt_savanna.data.folds import LeftOut, stretches_without
+from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path
 from hyena_blt_savanna.data.manifest import STRANDS, read_annotation_manifest
+from hyena_blt_savanna.data.windows import Window, WindowReader
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
 
 
@@ -136,3 +140,79 @@ def test_the_share_of_training_behind_a_step_reaches_the_cutter(annotated: tuple
         for _ in range(4):
             next(loader)
     assert [entry[4] for entry in cutter.asked][:4] == [0.3, 0.3, 0.4, 0.4]
+
+
+@pytest.mark.parametrize("cutter", [None, Spy()])
+@pytest.mark.parametrize("left_out", [None, LeftOut(fold=1, folds=3)])
+def test_a_window_holds_the_entropies_of_its_bases(
+    annotated: tuple[Path, dict[str, np.ndarray]], cutter: Spy | None, left_out: LeftOut | None
+) -> None:
+    """Base by base, on both strands, across the seams of the ring too, where patches are cut off, and cut anew."""
+    prefix, nats = annotated
+    settings = {"seed": 4, "cutter": cutter, "left_out": left_out, "window_patches": 200}
+    samples, without = TrainingSamples(prefix, with_entropies=True, **settings), TrainingSamples(prefix, **settings)
+    streams = {strand: WindowReader(prefix, None, strand).read(0, 150_002).bases for strand in STRANDS}
+    kept = {strand: [*range(150_002)] for strand in STRANDS}
+    if left_out is not None:
+        reader = IndexedReader(prefix)
+        # Stored patches start at even places: half of one before the first is nobody's.
+        step = 2 if cutter is None else 1
+        stretches = {strand: stretches_without(reader, strand, left_out) for strand in STRANDS}
+        kept = {
+            strand: [t for start, stop in stretches[strand] for t in range(start + start % step, stop)]
+            for strand in STRANDS
+        }
+    rings = {strand: np.array(places) for strand, places in kept.items()}
+    found_on, num_across_seams = set(), 0
+    num_windows = samples.num_windows(700)
+    for index in range(num_windows):
+        window = samples.sample(0, 700, index)
+        num_bases = len(window.bases)
+        assert window.entropies is not None
+        assert window.entropies.dtype == np.float32
+        assert len(window.entropies) == num_bases
+        for strand in STRANDS:
+            ring = np.array(kept[strand])
+            first = np.flatnonzero(ring == window.start)
+            places = ring[(first[0] + np.arange(num_bases)) % len(ring)] if len(first) else np.zeros(0, dtype=int)
+            if np.array_equal(streams[strand][places], window.bases):
+                assert np.array_equal(window.entropies, nats[strand][places])
+                found_on.add(strand)
+                num_across_seams += bool((np.diff(places) != 1).any())
+                break
+        else:
+            raise AssertionError(f"window {index} is none of the ring's")
+        plain = without.sample(0, 700, index)
+        assert plain.entropies is None
+        assert np.array_equal(plain.bases, window.bases)
+        assert np.array_equal(plain.patch_lengths, window.patch_lengths)
+    assert found_on == set(STRANDS)
+    assert num_across_seams >= 2
+
+
+def test_entropies_stand_where_their_bases_do_in_a_batch() -> None:
+    windows = [
+        Window(np.frombuffer(text, dtype=np.uint8), np.array([len(text)], dtype=np.int32), 0, entropies=nats)
+        for text, nats in [(b"ACG", np.float32([1.0, 0.5, 0.25])), (b"A", np.float32([0.125]))]
+    ]
+    batch = collate(windows, pad_bases_to=5)
+    assert batch.entropies is not None
+    assert batch.entropies.dtype == torch.float32
+    assert batch.entropies.tolist() == [[0, 1.0, 0.5, 0.25, 0], [0, 0.125, 0, 0, 0]]
+    assert (batch.entropies[batch.loss_weights == 0] == 0).all()
+    assert torch.equal(batch.to("cpu").entropies, batch.entropies)
+    bare = collate([replace(window, entropies=None) for window in windows])
+    assert bare.entropies is None
+    assert bare.to("cpu").entropies is None
+
+
+def test_a_loader_gives_entropies_where_they_are_asked_for(annotated: tuple[Path, dict[str, np.ndarray]]) -> None:
+    for with_entropies in (True, False):
+        samples = TrainingSamples(annotated[0], with_entropies=with_entropies)
+        with BatchLoader(samples, 0, 700, 2, micro_batch_windows=2) as loader:
+            assert (next(loader).entropies is not None) == with_entropies
+
+
+def test_windows_can_not_hold_entropies_that_were_not_stored(toy: Path) -> None:
+    with pytest.raises(DataError, match=r"no stored entropies .* annotate the data again with store_entropies=true"):
+        TrainingSamples(toy, with_entropies=True)
