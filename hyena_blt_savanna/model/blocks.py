@@ -11,14 +11,14 @@ from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.model.attention import Attention
 from hyena_blt_savanna.model.mixers import HyenaMixer
 from hyena_blt_savanna.model.mlp import Activation, GatedMLP
-from hyena_blt_savanna.model.operators import HyenaLI, HyenaMR, HyenaSE
+from hyena_blt_savanna.model.operators import HyenaImplicit, HyenaLI, HyenaMR, HyenaSE
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 if TYPE_CHECKING:
     from hyena_blt_savanna.model.stack import StackConfig
 
 
-def _hyena(operator: type[HyenaSE] | type[HyenaMR] | type[HyenaLI]) -> Callable[..., nn.Module]:
+def _hyena(operator: type[HyenaSE] | type[HyenaMR] | type[HyenaLI] | type[HyenaImplicit]) -> Callable[..., nn.Module]:
     def build(config: StackConfig, context: ContextParallel) -> nn.Module:
         core = operator(config.width, config.hyena, context)
         return HyenaMixer(config.width, core, config.hyena, len(config.blocks), context)
@@ -34,6 +34,7 @@ MIXERS: dict[str, Callable[[StackConfig, ContextParallel], nn.Module]] = {
     "hyena_se": _hyena(HyenaSE),
     "hyena_mr": _hyena(HyenaMR),
     "hyena_li": _hyena(HyenaLI),
+    "hyena_implicit": _hyena(HyenaImplicit),
     "attention": _attention,
 }
 """What a block's name in `StackConfig.blocks` builds: a module from [B, L, M] to [B, L, M]."""

@@ -1,10 +1,12 @@
-"""The three Hyena operators of StripedHyena 2: y = x1 * (h (*) p + skip * p) with p = x2 * v.
+"""The Hyena operators: y = x1 * (h (*) p + skip * p) with p = x2 * v.
 
 `(*)` is a causal depthwise convolution; the operators differ in their filter h: a few free taps (hyena_se),
 128 taps under a decay that differs between groups (hyena_mr), a sum of exponentials as long as the sequence
-(hyena_li). hyena_se has no skip. One filter serves a group of consecutive channels.
+(hyena_li): the three of StripedHyena 2. hyena_se has no skip. One filter serves a group of consecutive channels.
+HyenaDNA's operator (hyena_implicit) has a filter a channel, as long as the sequence, that a small network computes.
 
-Source: Ku et al. 2025 (arXiv:2503.01868); Savanna's `hyena.py`, `explicit.py`, `implicit_modal.py`.
+Source: Ku et al. 2025 (arXiv:2503.01868); Savanna's `hyena.py`, `explicit.py`, `implicit_modal.py`; for hyena_implicit
+Poli et al. 2023 (arXiv:2302.10866) at order 2, and `HyenaOperator` of HazyResearch/hyena-dna.
 """
 
 from __future__ import annotations
@@ -14,22 +16,28 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model import flops
 from hyena_blt_savanna.model.convolution import causal_convolution
+from hyena_blt_savanna.model.implicit_filter import ImplicitFilter
 from hyena_blt_savanna.model.precision import no_autocast, widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
-OperatorKind = Literal["se", "mr", "li"]
-OPERATOR_KINDS: dict[str, OperatorKind] = {"hyena_se": "se", "hyena_mr": "mr", "hyena_li": "li"}
+OperatorKind = Literal["se", "mr", "li", "implicit"]
+OPERATOR_KINDS: dict[str, OperatorKind] = {
+    "hyena_se": "se",
+    "hyena_mr": "mr",
+    "hyena_li": "li",
+    "hyena_implicit": "implicit",
+}
 """What the configuration calls each operator."""
 
 
 class HyenaConfig(Config):
-    """Filters and projections of the hyena_se, hyena_mr and hyena_li blocks."""
+    """Filters and projections of the hyena_se, hyena_mr, hyena_li and hyena_implicit blocks."""
 
     featurizer_taps: int = Field(3, ge=1)
     """Length of the short filter behind the input projection."""
@@ -66,6 +74,33 @@ class HyenaConfig(Config):
     """Largest initial step."""
     skip_init: float = 1.0
     """Initial skip weight of hyena_mr and hyena_li (Savanna leaves it uninitialised)."""
+    implicit_length: int = Field(8192, ge=2)
+    """Positions over which the time of the hyena_implicit filters runs from 0 to 1 (HyenaDNA: its longest window).
+    Keep the first one when the window grows, or the filters change."""
+    implicit_embedding_width: int = Field(5, ge=3)
+    """Numbers that a lag is given to the network as: time, and two for each frequency; odd."""
+    implicit_hidden_width: int = Field(64, ge=1)
+    """Width of the network."""
+    implicit_num_hidden: int = Field(2, ge=0)
+    """Hidden layers of the network behind the first one."""
+    implicit_frequency: float = Field(10.0, gt=0)
+    """Initial frequency of the network's sines."""
+    implicit_fast_decay: float = Field(0.3, gt=0)
+    """Share of `implicit_length` in which the fastest channel's filter decays to `implicit_decay_target`."""
+    implicit_slow_decay: float = Field(1.5, gt=0)
+    """Likewise the slowest channel's."""
+    implicit_decay_target: float = Field(0.01, gt=0, lt=1)
+    """What is left of a filter at these shares."""
+    implicit_shift: float = Field(0.0, ge=0)
+    """Added to every decay; above 0, filters never vanish (0 where HyenaDNA was trained, 0.05 in its stand-alone
+    model)."""
+
+    @field_validator("implicit_embedding_width")
+    @classmethod
+    def _is_odd(cls, width: int) -> int:
+        if width % 2 == 0:
+            raise ValueError(f"implicit_embedding_width is {width}: time and pairs of numbers make it odd")
+        return width
 
     def num_groups(self, kind: OperatorKind, width: int) -> int:
         """Number of filters of an operator over `width` channels.
@@ -73,7 +108,7 @@ class HyenaConfig(Config):
         Raises:
             ConfigError: the channels can't be shared out evenly.
         """
-        groups = {"se": self.se_groups, "mr": self.mr_groups, "li": self.li_groups}[kind] or width
+        groups = {"se": self.se_groups, "mr": self.mr_groups, "li": self.li_groups, "implicit": None}[kind] or width
         if width % groups:
             raise ConfigError(
                 f"hyena.{kind}_groups = {groups} does not divide the width {width}; "
@@ -89,16 +124,24 @@ class HyenaConfig(Config):
         """Operations of one mixer over a sequence.
 
         Three vectors in and one out, 8 M^2 a position; a featurizer over the 3 M channels; the operator's
-        convolution over M, whose hyena_li filters are as long as the sequence and have to be computed.
+        convolution over M, whose hyena_li and hyena_implicit filters are as long as the sequence and have to be
+        computed: sums of exponentials, or a network of linear maps at each lag.
         """
         groups = self.num_groups(kind, width)
-        num_taps = {"se": self.se_taps, "mr": self.mr_taps, "li": length}[kind]
+        num_taps = {"se": self.se_taps, "mr": self.mr_taps}.get(kind, length)
         return flops.add_parts(
             {"projections": flops.linear(length, width, 4 * width)},
             flops.convolution(length, self.featurizer_taps, 3 * width, 3 * width),
             flops.convolution(length, num_taps, width, groups),
-            {"filters": flops.modal_filter(length, groups, self.li_order)} if kind == "li" else {},
+            {"filters": self._filter_flops(kind, length, groups)} if kind in ("li", "implicit") else {},
         )
+
+    def _filter_flops(self, kind: OperatorKind, length: int, groups: int) -> float:
+        if kind == "li":
+            return flops.modal_filter(length, groups, self.li_order)
+        hidden = self.implicit_hidden_width
+        inputs = self.implicit_embedding_width + self.implicit_num_hidden * hidden
+        return flops.linear(length, inputs, hidden) + flops.linear(length, hidden, groups)
 
 
 class HyenaOperator(nn.Module, ABC):
@@ -192,11 +235,39 @@ class HyenaLI(HyenaOperator):
         return modal_filter(rates, widen(self.residues), length)
 
     def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
-        x1, x2, v = (self.context.gather_sequence(part, channel_dim=0, sequence_dim=2) for part in (x1, x2, v))
-        p = x2 * v
-        q = causal_convolution(p, self.context.own_channels(self.filters(p.shape[-1]), channel_dim=0))
-        y = x1 * add_skip(q, self.context.own_channels(self.skip, channel_dim=0), p)
-        return self.context.scatter_sequence(y, channel_dim=0, sequence_dim=2)
+        return gated_long_convolution(self, self.skip, x1, x2, v)
+
+
+class HyenaImplicit(HyenaOperator):
+    """HyenaDNA's: a small network gives each lag a tap of every channel. Skips start from N(0, 1), as there."""
+
+    def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
+        super().__init__(context)
+        self.implicit_filter = ImplicitFilter(width, config)
+        self.skip = nn.Parameter(torch.randn(width))
+
+    def filters(self, length: int) -> Tensor:
+        taps: Tensor = self.implicit_filter(length)
+        return taps
+
+    def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+        return gated_long_convolution(self, self.skip, x1, x2, v)
+
+
+def gated_long_convolution(operator: HyenaOperator, skip: Tensor, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
+    """x1 (h (*) p + skip p), p = x2 v, with filters as long as the sequence: some channels of all of it on each rank.
+
+    Args:
+        operator: gives the filters, and knows the ranks.
+        skip: [D].
+        x1: [D, B, L], like x2 and v.
+    """
+    context = operator.context
+    x1, x2, v = (context.gather_sequence(part, channel_dim=0, sequence_dim=2) for part in (x1, x2, v))
+    p = x2 * v
+    q = causal_convolution(p, context.own_channels(operator.filters(p.shape[-1]), channel_dim=0))
+    y = x1 * add_skip(q, context.own_channels(skip, channel_dim=0), p)
+    return context.scatter_sequence(y, channel_dim=0, sequence_dim=2)
 
 
 def convolve_slice(p: Tensor, taps: Tensor, context: ContextParallel) -> Tensor:

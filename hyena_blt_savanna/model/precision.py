@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 def widen(x: Tensor) -> Tensor:
@@ -14,3 +15,13 @@ def widen(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> torch.autocast:
     """A context on the tensor's device in which matrix products keep the dtype they are given."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+class WideLinear(nn.Linear):
+    """A linear map that is computed in fp32 at least, whatever its weights, its input and autocast are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., number of inputs] to [..., number of outputs]."""
+        bias = None if self.bias is None else widen(self.bias)
+        with no_autocast(x):
+            return functional.linear(widen(x), widen(self.weight), bias)

@@ -26,7 +26,7 @@ class StackConfig(Config):
     num_heads: int = Field(1, gt=0)
     """Heads of the attention blocks; read only where there are any."""
     blocks: list[str] = Field(min_length=1)
-    """Names of the mixers from first to last: hyena_se, hyena_mr, hyena_li, attention."""
+    """Names of the mixers from first to last: hyena_se, hyena_mr, hyena_li, hyena_implicit, attention."""
     hyena: HyenaConfig = HyenaConfig()
     """The Hyena blocks."""
     attention: AttentionConfig = AttentionConfig()
@@ -61,7 +61,7 @@ class StackConfig(Config):
         if block == "attention":
             return None if self.attention.window is None else self.attention.window - 1
         kind = OPERATOR_KINDS[block]
-        if kind == "li":
+        if kind in ("li", "implicit"):
             return None
         num_taps = self.hyena.se_taps if kind == "se" else self.hyena.mr_taps
         return self.hyena.featurizer_taps - 1 + num_taps - 1

@@ -24,7 +24,7 @@ class OptimizerConfig(Config):
     """Added to the root of the averaged squares."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled decay of the matrices; embeddings and vectors (norms, biases, skips) never decay."""
-    no_decay: tuple[str, ...] = ("*taps", "*log_step", "*log_rate", "*residues")
+    no_decay: tuple[str, ...] = ("*taps", "*log_step", "*log_rate", "*residues", "*implicit_filter*")
     """Patterns of the names of further parameters that never decay: the filters."""
     fused: bool = True
     """One kernel for a whole tensor: on a CPU four times as fast as torch's other implementations."""

@@ -66,7 +66,7 @@ def on_threads(num_ranks: int, work: Callable[[ContextParallel], Tensor]) -> lis
     return results
 
 
-@pytest.mark.parametrize("name", ["hyena_se", "hyena_mr", "hyena_li", "attention"])
+@pytest.mark.parametrize("name", ["hyena_se", "hyena_mr", "hyena_li", "hyena_implicit", "attention"])
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_slices_equal_the_whole(name: str, num_ranks: int) -> None:
     # At 4 ranks a slice of 60 positions is shorter than the halo of hyena_mr.
