@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model import flops
+from hyena_blt_savanna.model.auxiliary import AuxiliaryConfig
 from hyena_blt_savanna.model.kmers import KmerConfig
-from hyena_blt_savanna.model.local_blocks import GATED_CONVOLUTION, LocalConfig, scale_residual_branches
-from hyena_blt_savanna.model.local_decoder import LocalDecoder
-from hyena_blt_savanna.model.local_encoder import LocalEncoder
+from hyena_blt_savanna.model.local_blocks import GATED_CONVOLUTION, scale_residual_branches
+from hyena_blt_savanna.model.local_decoder import DecoderConfig, LocalDecoder
+from hyena_blt_savanna.model.local_encoder import EncoderConfig, LocalEncoder
 from hyena_blt_savanna.model.patches import lay_out
+from hyena_blt_savanna.model.positions import PositionConfig
+from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED, VOCABULARY_SIZE
 
@@ -24,7 +27,7 @@ own, or what the encoder made of its own."""
 
 UNREAD_WEIGHTS: dict[Objective, tuple[str, ...]] = {
     "next_base": (),
-    "autoencoder": ("global_model.*", "decoder.start"),
+    "autoencoder": ("global_model.*", "decoder.start", "auxiliary.*"),
 }
 """Patterns of the names of the weights that an objective never reads."""
 
@@ -37,35 +40,47 @@ class HyenaBLTConfig(Config):
         local_width: D, channels of single bases.
         max_patch_bases: J, the longest patch that the model has places for.
         kmers: words of bases that are looked up.
+        positions: what the local modules are told of places, periods and lengths.
         encoder: local encoder.
         global_model: StripedHyena 2 over patches; its width is M.
         decoder: local decoder.
+        auxiliary: losses besides the one of the bases.
     """
 
     kind: Literal["hyena_blt"] = "hyena_blt"
     local_width: PositiveInt = 96
     max_patch_bases: PositiveInt = 16
     kmers: KmerConfig = KmerConfig()
-    encoder: LocalConfig = LocalConfig(blocks=[GATED_CONVOLUTION])
+    positions: PositionConfig = PositionConfig()
+    encoder: EncoderConfig = EncoderConfig(blocks=[GATED_CONVOLUTION])
     global_model: StackConfig
-    decoder: LocalConfig = LocalConfig(blocks=[GATED_CONVOLUTION, GATED_CONVOLUTION])
+    decoder: DecoderConfig = DecoderConfig(blocks=[GATED_CONVOLUTION, GATED_CONVOLUTION])
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
-    def flops(self, num_bases: int, num_patches: int, objective: Objective = "next_base") -> dict[str, float]:
+    def flops(
+        self, num_bases: int, num_patches: int, objective: Objective = "next_base", training: bool = False
+    ) -> dict[str, float]:
         """Operations of a forward pass over one sequence: the global model's parts, `local_encoder`, `local_decoder`,
-        `head`. The autoencoder leaves the global model out.
+        `head`. The autoencoder leaves the global model out. In training there is `auxiliary`, if a loss has a
+        coefficient: its heads, and the decoder's second pass.
 
-        Beside their blocks, encoder and decoder have a linear map for each place of a patch, into the global model
-        and out of it; the start vector goes out too.
+        The decoder reads for one base more than is given, the one behind, and for one patch more: the start vector.
         """
-        width, all_places = self.local_width, self.max_patch_bases * self.local_width
-        into = flops.linear(num_patches, all_places, self.global_model.width)
-        out_of = flops.linear(num_patches + 1, self.global_model.width, all_places)
-        return {
+        width, patch_width = self.local_width, self.global_model.width
+        into = self.encoder.to_patches.flops(num_bases, num_patches, width, patch_width)
+        out_of = self.decoder.from_patches.flops(num_bases + 1, num_patches + 1, width, patch_width)
+        periods = flops.linear(num_bases, 2 * len(self.positions.periods), width)
+        parts = {
             **(self.global_model.flops(num_patches) if objective == "next_base" else {}),
-            "local_encoder": self.encoder.flops(num_bases, width) + into,
+            "local_encoder": periods + self.encoder.flops(num_bases, width) + into,
             "local_decoder": self.decoder.flops(num_bases, width) + out_of,
             "head": flops.linear(num_bases, width, NUM_SCORED),
         }
+        if training and objective == "next_base" and self.auxiliary.inputs:
+            once_more = parts["local_decoder"] + parts["head"]
+            sizes = (width, patch_width, self.max_patch_bases)
+            parts["auxiliary"] = self.auxiliary.flops(num_bases, num_patches, *sizes, once_more)
+        return parts
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -92,12 +107,19 @@ class HyenaBLT(nn.Module):
     def __init__(self, config: HyenaBLTConfig) -> None:
         super().__init__()
         self.config = config
-        width, patch_width, longest = config.local_width, config.global_model.width, config.max_patch_bases
-        self.encoder = LocalEncoder(config.kmers, config.encoder, width, patch_width, longest)
+        widths = config.local_width, config.global_model.width, config.max_patch_bases
+        self.encoder = LocalEncoder(config.encoder, config.kmers, config.positions, *widths)
         self.global_model = config.global_model.build()
-        self.decoder = LocalDecoder(config.decoder, width, patch_width, longest)
+        self.decoder = LocalDecoder(config.decoder, config.positions, *widths)
         self.register_buffer("class_of_byte", _class_of_byte(), persistent=False)
-        self.reset_parameters()
+        scale_residual_branches([*self.encoder.blocks, *self.decoder.blocks], config.local_width)
+        # Last, so that the other weights are drawn as without.
+        self.auxiliary = config.auxiliary.build(*widths)
+
+    @property
+    def auxiliary_inputs(self) -> tuple[str, ...]:
+        """Fields of a batch that `forward` reads in training besides bases and patch lengths."""
+        return self.config.auxiliary.inputs
 
     @property
     def local_reach_bases(self) -> int:
@@ -106,17 +128,14 @@ class HyenaBLT(nn.Module):
         of_blocks = sum(local.reach_bases(self.config.local_width) for local in blocks)
         return max(self.config.kmers.sizes, default=1) - 1 + of_blocks
 
-    def reset_parameters(self) -> None:
-        """Draws the local modules' weights; the global model has drawn its own."""
-        scale_residual_branches([*self.encoder.blocks, *self.decoder.blocks], self.config.local_width)
-        self.encoder.embedding.reset_parameters(std=1.0)
-        for linear in (self.encoder.places, self.decoder.places, self.decoder.head):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        nn.init.zeros_(self.decoder.places.bias)
-        nn.init.zeros_(self.decoder.head.weight)
-        nn.init.normal_(self.encoder.lengths.weight, std=0.02)
-
-    def forward(self, bases: Tensor, patch_lengths: Tensor, objective: Objective = "next_base") -> Tensor:
+    def forward(
+        self,
+        bases: Tensor,
+        patch_lengths: Tensor,
+        objective: Objective = "next_base",
+        loss_weights: Tensor | None = None,
+        entropies: Tensor | None = None,
+    ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
         Args:
@@ -124,18 +143,27 @@ class HyenaBLT(nn.Module):
             patch_lengths: integer [B, P]; zeros are padding, on the right. What they leave of the bases is an
                 unfinished patch.
             objective: next_base is the language model; autoencoder see `reconstruct`.
+            loss_weights: float32 [B, L]; read by auxiliary losses only, in training.
+            entropies: float32 [B, L], nats; likewise.
 
         Returns:
-            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document.
+            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. In training
+            as a language model with auxiliary losses: a Prediction.
         """
         layout = lay_out(patch_lengths, bases.shape[1], self.config.max_patch_bases)
         x_BLD, patches_BPM = self.encoder(bases, layout)
         if objective == "autoencoder":
-            # The decoder reads one patch behind: with each vector one patch early, a base reads its own patch's.
-            early_BPM = torch.cat([patches_BPM[:, 1:], torch.zeros_like(patches_BPM[:, :1])], 1)
-            return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0])
-        patches_BPM = self.global_model(patches_BPM)
-        return self.decoder(x_BLD, patches_BPM, patch_lengths)
+            return self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
+        after_BPM = self.global_model(patches_BPM)
+        if not (self.training and self.auxiliary_inputs):
+            return self.decoder(x_BLD, after_BPM, patch_lengths)
+        assert loss_weights is not None, "auxiliary losses are trained with loss_weights"
+        logits, states_BLD = self.decoder(x_BLD, after_BPM, patch_lengths, with_states=True)
+        reconstructed = None
+        if self.config.auxiliary.reconstruction:
+            reconstructed = self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
+        targets = (bases, self.class_of_byte, loss_weights, entropies)
+        return Prediction(logits, self.auxiliary(layout, after_BPM, states_BLD, reconstructed, *targets))
 
     def reconstruct(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
         """Scores each base from the encoder's vector of its own patch and the bases before it: no global model.
@@ -151,6 +179,11 @@ class HyenaBLT(nn.Module):
             float [B, L, NUM_SCORED]: logits at t score base t + 1, from the vector of patch `patch_of(t + 1)`.
         """
         return self(bases, patch_lengths, objective="autoencoder")
+
+    def _from_own_patches(self, x_BLD: Tensor, patches_BPM: Tensor, patch_lengths: Tensor) -> Tensor:
+        # The decoder reads one patch behind: with each vector one patch early, a base reads its own patch's.
+        early_BPM = torch.cat([patches_BPM[:, 1:], torch.zeros_like(patches_BPM[:, :1])], 1)
+        return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0])
 
 
 def _class_of_byte() -> Tensor:

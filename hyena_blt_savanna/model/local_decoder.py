@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from hyena_blt_savanna.model.from_patches import FromPatchesConfig, PlacesConfig
 from hyena_blt_savanna.model.local_blocks import LocalConfig
-from hyena_blt_savanna.model.patches import close_unfinished, grid_to_bases, lay_out
+from hyena_blt_savanna.model.patches import close_unfinished, lay_out
+from hyena_blt_savanna.model.positions import PositionConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED
+
+
+class DecoderConfig(LocalConfig):
+    """The local decoder."""
+
+    from_patches: FromPatchesConfig = Field(PlacesConfig())
+    """How a base reads the last finished patch: places, broadcast, cross_attention."""
 
 
 class LocalDecoder(nn.Module):
     """Predicts base t + 1 from the states of bases up to t and the last patch finished before base t + 1.
 
-    A patch's vector speaks to each place of the next patch through a matrix of that place: a base knows how many
-    bases of its own patch precede it, never how many follow.
+    A base knows how many bases of its own patch precede it, never how many follow.
+
+    Args:
+        config: blocks, and how patches are read.
+        positions: what is told of places.
+        width: D.
+        patch_width: M.
+        max_patch_bases: J.
     """
 
-    def __init__(self, local: LocalConfig, width: int, patch_width: int, max_patch_bases: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, positions: PositionConfig, width: int, patch_width: int, max_patch_bases: int
+    ) -> None:
         super().__init__()
         self.max_patch_bases = max_patch_bases
         self.start = nn.Parameter(torch.zeros(patch_width))
-        self.places = nn.Linear(patch_width, max_patch_bases * width)
-        self.blocks = local.build(width)
+        self.from_patches = config.from_patches.build(width, patch_width, max_patch_bases)
+        # A map for each place has a bias of its own for each.
+        needs_place = positions.place and config.from_patches.kind != "places"
+        self.place = nn.Embedding(max_patch_bases, width) if needs_place else None
+        self.blocks = config.build(width)
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, NUM_SCORED, bias=False)
+        nn.init.zeros_(self.head.weight)
+        if self.place is not None:
+            nn.init.normal_(self.place.weight, std=0.1)
 
     def forward(
-        self, x_BLD: Tensor, patches_BPM: Tensor, patch_lengths: Tensor, before_BM: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x_BLD: Tensor,
+        patches_BPM: Tensor,
+        patch_lengths: Tensor,
+        before_BM: Tensor | None = None,
+        with_states: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Scores the next base at each base.
 
         Args:
@@ -37,19 +66,23 @@ class LocalDecoder(nn.Module):
             patch_lengths: integer [B, P].
             before_BM: what the global model made of the patch before the first one given, where the bases are a
                 part of a longer sequence; the learned start vector by default.
+            with_states: return what the head reads, too.
 
         Returns:
-            logits [B, L, NUM_SCORED]; those at t read patch `patch_of(t + 1) - 1`.
+            logits [B, L, NUM_SCORED]; those at t read patch `patch_of(t + 1) - 1`. With states: they and [B, L, D].
         """
-        batch, num_bases, width = x_BLD.shape
+        batch, num_bases, _ = x_BLD.shape
         # The base to be predicted behind the last one given belongs to a patch as well.
         next_lengths = close_unfinished(patch_lengths, num_bases + 1)
         layout = lay_out(next_lengths, num_bases + 1, self.max_patch_bases)
         if before_BM is None:
             before_BM = self.start.to(patches_BPM.dtype).expand(batch, -1)
         last_finished_BPM = torch.cat([before_BM[:, None], patches_BPM], 1)
-        grid_BPJD = self.places(last_finished_BPM).view(batch, -1, self.max_patch_bases, width)
-        x_BLD = x_BLD + grid_to_bases(grid_BPJD, layout)[:, 1:]
+        x_BLD = x_BLD + self.from_patches(last_finished_BPM, x_BLD, layout)[:, 1:]
+        if self.place is not None:
+            x_BLD = x_BLD + self.place(layout.place[:, 1:].clamp(max=self.max_patch_bases - 1))
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        return self.head(self.norm(x_BLD))
+        states_BLD = self.norm(x_BLD)
+        logits: Tensor = self.head(states_BLD)
+        return (logits, states_BLD) if with_states else logits
