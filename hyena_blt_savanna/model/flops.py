@@ -28,19 +28,27 @@ BACKWARD_RATIO = 2
 class Architecture(Protocol):
     """The configuration of a whole model."""
 
-    def flops(self, num_bases: int, num_patches: int, objective: Objective = "next_base") -> dict[str, float]:
+    def flops(
+        self, num_bases: int, num_patches: int, objective: Objective = "next_base", training: bool = False
+    ) -> dict[str, float]:
         """Operations of one forward pass over one sequence, by part.
 
         Args:
             num_bases: L.
             num_patches: P; not read by models that cut no patches, or cut their own.
             objective: what is trained; not read by models that know one only.
+            training: whether the model's own losses, which are computed in training only, count too; not read by
+                models without any. Still of the forward pass alone.
         """
         ...
 
 
 def count_flops(
-    model: nn.Module | Architecture, num_bases: int, num_patches: int = 0, objective: Objective = "next_base"
+    model: nn.Module | Architecture,
+    num_bases: int,
+    num_patches: int = 0,
+    objective: Objective = "next_base",
+    training: bool = False,
 ) -> dict[str, float]:
     """Operations of one forward pass over one sequence.
 
@@ -49,13 +57,14 @@ def count_flops(
         num_bases: L.
         num_patches: P; see `Architecture`.
         objective: the autoencoder of patches leaves the hybrid's global model out.
+        training: whether what a model computes in training only, for losses of its own, counts too.
 
     Returns:
         Operations by part, and their sum, `total`. A stack's parts are `projections`, `mlp`, `short_convolutions`,
         `fourier_convolutions`, `filters` and `attention`.
     """
     config: Architecture = model.config if isinstance(model, nn.Module) else model  # type: ignore[assignment]
-    parts = config.flops(num_bases, num_patches, objective)
+    parts = config.flops(num_bases, num_patches, objective, training)
     return {**parts, "total": sum(parts.values())}
 
 

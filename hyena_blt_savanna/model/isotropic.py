@@ -48,7 +48,9 @@ class IsotropicConfig(Config):
             reaches.append(max(self.kmers.sizes, default=1) - 1)
         return None if None in reaches else 1 + sum(reach for reach in reaches if reach is not None)
 
-    def flops(self, num_bases: int, num_patches: int = 0, objective: Objective = "next_base") -> dict[str, float]:
+    def flops(
+        self, num_bases: int, num_patches: int = 0, objective: Objective = "next_base", training: bool = False
+    ) -> dict[str, float]:
         """Operations of a forward pass over one sequence, by part: the stack, and a head over all rows."""
         return {**self.stack.flops(num_bases), "head": linear(num_bases, self.stack.width, self.num_rows)}
 

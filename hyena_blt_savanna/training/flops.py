@@ -14,11 +14,15 @@ def training_flops_per_base(
 ) -> float:
     """Operations of a forward and a backward pass, a base; what is computed a second time does not count.
 
+    Losses of the model's own do: they are a part of what a step costs, and of no evaluation.
+
     Args:
         config: of the model.
         window_bases: bases of a window.
         mean_patch_bases: bases of a patch, on average.
         objective: what is trained.
     """
-    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases), objective)["total"]
+    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases), objective, training=True)[
+        "total"
+    ]
     return (1 + BACKWARD_RATIO) * forward / window_bases
