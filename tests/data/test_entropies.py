@@ -172,7 +172,7 @@ def test_a_window_holds_the_entropies_of_its_bases(
         assert window.entropies.dtype == np.float32
         assert len(window.entropies) == num_bases
         for strand in STRANDS:
-            ring = np.array(kept[strand])
+            ring = rings[strand]
             first = np.flatnonzero(ring == window.start)
             places = ring[(first[0] + np.arange(num_bases)) % len(ring)] if len(first) else np.zeros(0, dtype=int)
             if np.array_equal(streams[strand][places], window.bases):
