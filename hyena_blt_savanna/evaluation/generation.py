@@ -233,4 +233,5 @@ class PatchReader:
         bases = torch.tensor([list(self._bases[-num_bases:])]).to(self.device)
         lengths = lengths.to(self.device)
         layout = lay_out(lengths, num_bases, self.module.config.max_patch_bases)
-        return lengths, *self.module.encoder(bases, layout)
+        # Where the model is told positions, they count from the first base of all.
+        return lengths, *self.module.encoder(bases, layout, first_position=len(self._bases) - num_bases)

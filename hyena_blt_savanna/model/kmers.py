@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
@@ -17,9 +17,12 @@ class KmerConfig(Config):
 
     Attributes:
         sizes: lengths k of the words; a table has 4^k + 1 rows.
+        dropout: chance that a table's vector is left out at a base, in training only; those kept are scaled up, so
+            that the sum over the tables keeps its mean.
     """
 
     sizes: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     @field_validator("sizes")
     @classmethod
@@ -48,6 +51,7 @@ class KmerTables(nn.Module):
     def __init__(self, config: KmerConfig, width: int) -> None:
         super().__init__()
         self.sizes = config.sizes
+        self.dropout = config.dropout
         # One table for all k keeps the number of look-ups, and of parameters to keep track of, at one.
         self.weight = nn.Parameter(torch.empty(max(config.num_rows(), 1), width))
         nn.init.normal_(self.weight)
@@ -80,8 +84,12 @@ class KmerTables(nn.Module):
         """Args: bases int64 [B, L]. Returns: [B, L, D]; zeros without tables."""
         if not self.sizes:
             return self.weight.new_zeros(*bases.shape, self.weight.shape[1])
-        indices = self.indices(bases)
-        pooled = nn.functional.embedding_bag(indices.flatten(0, 1), self.weight, mode="sum")
+        indices = self.indices(bases).flatten(0, 1)
+        kept = None
+        if self.training and self.dropout:
+            shares = torch.ones(indices.shape, dtype=self.weight.dtype, device=bases.device)
+            kept = nn.functional.dropout(shares, self.dropout)
+        pooled = nn.functional.embedding_bag(indices, self.weight, mode="sum", per_sample_weights=kept)
         return pooled.view(*bases.shape, -1)
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hyena_blt_savanna.model.from_patches import FromPatchesConfig, PlacesConfig
+from hyena_blt_savanna.model.from_patches import CrossAttentionConfig, FromPatchesConfig, PlacesConfig
 from hyena_blt_savanna.model.local_blocks import LocalConfig
 from hyena_blt_savanna.model.patches import close_unfinished, lay_out
 from hyena_blt_savanna.model.positions import PositionConfig
@@ -18,6 +18,16 @@ class DecoderConfig(LocalConfig):
 
     from_patches: FromPatchesConfig = Field(PlacesConfig())
     """How a base reads the last finished patch: places, broadcast, cross_attention."""
+
+    def check(self, width: int) -> None:
+        """Refuses blocks and a way to read patches that a width doesn't fit.
+
+        Raises:
+            ConfigError: filters or heads can't share out the channels.
+        """
+        super().check(width)
+        if isinstance(self.from_patches, CrossAttentionConfig):
+            self.from_patches.check(width)
 
 
 class LocalDecoder(nn.Module):

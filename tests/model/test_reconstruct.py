@@ -30,7 +30,7 @@ def build() -> HyenaBLT:
     # The head starts at zero, which would hide every dependence.
     torch.nn.init.normal_(model.decoder.head.weight)
     torch.nn.init.normal_(model.decoder.start)
-    torch.nn.init.normal_(model.decoder.places.bias)
+    torch.nn.init.normal_(model.decoder.from_patches.bias)
     return model.double()
 
 
@@ -60,7 +60,7 @@ def test_each_logit_reads_the_vector_of_the_patch_that_it_scores(model, bases):
     with torch.no_grad():
         states, vectors = model.encoder(bases, lay_out(lengths, NUM_BASES, LONGEST))
         wanted = states.clone()
-        weight, bias = model.decoder.places.weight, model.decoder.places.bias
+        weight, bias = model.decoder.from_patches.weight, model.decoder.from_patches.bias
         for row in range(2):
             for t in range(NUM_BASES):
                 patch, place = patch_and_place(LENGTHS[row], t + 1)
