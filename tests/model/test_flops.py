@@ -94,7 +94,11 @@ def test_shipped_models_equal_what_torch_counts(path: Path) -> None:
     tree = merge([path])["model"]
     config = {"hyena_blt": HyenaBLTConfig, "isotropic": IsotropicConfig}[tree["kind"]].parse(tree)
     # The tables of a hyena_li filter are square: for a square number of positions nothing is rounded up.
-    lengths = (ragged_lengths(400, config.max_patch_bases),) if isinstance(config, HyenaBLTConfig) else ()
+    lengths = ()
+    if isinstance(config, HyenaBLTConfig):
+        # What the last patch leaves of the bases goes through no map of places: it is counted, but computed later.
+        lengths = ragged_lengths(1000, config.max_patch_bases)
+        lengths = (lengths[:, lengths.cumsum(1)[0] <= 4096],)
     assert_as_counted(config, 4096, *lengths)
 
 
