@@ -10,6 +10,9 @@ from torch import Tensor
 class Prediction(NamedTuple):
     """Logits, and what a model adds to the loss. A model without losses of its own gives the logits alone.
 
+    If those losses look at more of a batch than bases and patch lengths, the model names its fields in a property
+    `auxiliary_inputs`, and is given them by these names in training.
+
     Attributes:
         logits: float [B, L, C]; those at t score base t + 1.
         auxiliary_nats: scalar; the sum over the batch of the model's own losses, each times its coefficient. It is

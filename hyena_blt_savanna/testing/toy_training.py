@@ -45,10 +45,11 @@ class ToyBatch:
     patch_lengths: Tensor
     loss_weights: Tensor
     num_cut_patches: int = 0
+    entropies: Tensor | None = None
 
 
 def toy_windows(num_windows: int, num_bases: int = 48, seed: int = 0) -> ToyBatch:
-    """Windows of random bases with weights that differ, some letters that are not scored, and padding.
+    """Windows of random bases with weights that differ, some letters that are not scored, padding, random entropies.
 
     Args:
         num_windows: B.
@@ -71,12 +72,14 @@ def toy_windows(num_windows: int, num_bases: int = 48, seed: int = 0) -> ToyBatc
         patch_lengths[row, : len(lengths)] = torch.tensor(lengths)
     weights[(bases == PADDING) | (bases == ord("N"))] = 0
     weights[:, 0] = 0
-    return ToyBatch(bases, patch_lengths, weights.float())
+    entropies = 1.386 * torch.rand(num_windows, num_bases, generator=generator)
+    return ToyBatch(bases, patch_lengths, weights.float(), entropies=entropies)
 
 
 def split_windows(batch: ToyBatch, num_parts: int) -> list[ToyBatch]:
     """Equal runs of a batch's windows."""
-    parts = zip(
-        *(part.chunk(num_parts) for part in (batch.bases, batch.patch_lengths, batch.loss_weights)), strict=True
-    )
-    return [ToyBatch(*part) for part in parts]
+    names = [
+        name for name in ("bases", "patch_lengths", "loss_weights", "entropies") if getattr(batch, name) is not None
+    ]
+    parts = zip(*(getattr(batch, name).chunk(num_parts) for name in names), strict=True)
+    return [ToyBatch(**dict(zip(names, part, strict=True))) for part in parts]

@@ -45,6 +45,10 @@ class TrainingBatch(Protocol):
     def num_cut_patches(self) -> int:
         """Patches that were left out of the windows."""
 
+    @property
+    def entropies(self) -> Tensor | None:
+        """float32 [B, L], nats: targets of a model that asks for them."""
+
 
 class DivergedError(RuntimeError):
     """The gradients are no longer finite; the weights have not been touched by them."""
@@ -83,8 +87,13 @@ class Totals:
 
     @property
     def nats_per_base(self) -> float:
-        """The loss."""
+        """The loss of the bases."""
         return self.nats / self.weight if self.weight else math.nan
+
+    @property
+    def auxiliary_nats_per_base(self) -> float | None:
+        """What the model's own losses add to it; None where they add nothing, as without any."""
+        return self.auxiliary_nats / self.weight if self.weight and self.auxiliary_nats else None
 
 
 class TrainingEngine:
@@ -94,7 +103,8 @@ class TrainingEngine:
     that neither the number of ranks nor accumulation changes a gradient.
 
     Args:
-        model: maps bases and patch lengths to logits, and has the buffer `class_of_byte`.
+        model: maps bases and patch lengths to logits, and has the buffer `class_of_byte`. A model with losses of its
+            own may have `auxiliary_inputs`: names of fields of a batch that it is given in training, too.
         ranks: from `join_ranks`.
         optimizer: AdamW's settings.
         gradient_clipping: largest norm of all gradients; None does not clip.
@@ -164,12 +174,15 @@ class TrainingEngine:
             batch.patch_lengths.to(device, non_blocking=True),
             batch.loss_weights.to(device, non_blocking=True),
             batch.num_cut_patches,
+            None if batch.entropies is None else batch.entropies.to(device, non_blocking=True),
         )
 
     def forward(self, batch: TrainingBatch) -> Tensor | Prediction:
         """Logits [B, L, C] of a batch that is on the device; in training, with the model's own losses if it has any."""
         # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
-        asked = {} if self.objective == "next_base" else {"objective": self.objective}
+        asked: dict[str, Any] = {} if self.objective == "next_base" else {"objective": self.objective}
+        if self.module.training:
+            asked |= {name: getattr(batch, name) for name in getattr(self.module, "auxiliary_inputs", ())}
         return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
 
     def accumulate(self, micro_batches: Sequence[TrainingBatch]) -> Totals:
@@ -265,6 +278,7 @@ class _DeviceBatch:
     patch_lengths: Tensor
     loss_weights: Tensor
     num_cut_patches: int
+    entropies: Tensor | None
 
 
 def _check_finite(norm: float) -> None:

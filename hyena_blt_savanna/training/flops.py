@@ -22,7 +22,6 @@ def training_flops_per_base(
         mean_patch_bases: bases of a patch, on average.
         objective: what is trained.
     """
-    forward = count_flops(config, window_bases, round(window_bases / mean_patch_bases), objective, training=True)[
-        "total"
-    ]
+    num_patches = round(window_bases / mean_patch_bases)
+    forward = count_flops(config, window_bases, num_patches, objective, training=True)["total"]
     return (1 + BACKWARD_RATIO) * forward / window_bases

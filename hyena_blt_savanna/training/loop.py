@@ -158,6 +158,7 @@ class TrainingLoop:
                 step=progress.step,
                 stage=stage,
                 nats_per_base=interval.nats_per_base,
+                auxiliary_nats_per_base=interval.auxiliary_nats_per_base,
                 lr=lr,
                 grad_norm=grad_norm,
                 num_steps=progress.interval_steps,

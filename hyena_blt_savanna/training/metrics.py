@@ -21,7 +21,15 @@ from hyena_blt_savanna.training.loss import NATS_PER_BIT
 
 logger = logging.getLogger(__name__)
 
-_MONITORED = ("loss", "bits_per_base", "lr", "grad_norm", "bases_per_second", "utilisation")
+_MONITORED = (
+    "loss",
+    "bits_per_base",
+    "auxiliary_nats_per_base",
+    "lr",
+    "grad_norm",
+    "bases_per_second",
+    "utilisation",
+)
 
 
 class LoggingConfig(Config):
@@ -152,6 +160,7 @@ def training_line(
     step: int,
     stage: int,
     nats_per_base: float,
+    auxiliary_nats_per_base: float | None,
     lr: float,
     grad_norm: float,
     num_steps: int,
@@ -168,7 +177,8 @@ def training_line(
     Args:
         step: finished steps.
         stage: index of the stage.
-        nats_per_base: weighted mean loss.
+        nats_per_base: weighted mean loss of the bases alone.
+        auxiliary_nats_per_base: what the model's own losses add to it, each times its coefficient; None without any.
         lr: of the last step.
         grad_norm: of the last step, before clipping.
         num_steps: steps in the interval.
@@ -186,6 +196,7 @@ def training_line(
         "stage": stage,
         "loss": nats_per_base,
         "bits_per_base": nats_per_base / NATS_PER_BIT,
+        "auxiliary_nats_per_base": auxiliary_nats_per_base,
         "lr": lr,
         "grad_norm": grad_norm,
         "bases_per_second": bases_per_second,

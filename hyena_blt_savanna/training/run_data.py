@@ -82,6 +82,7 @@ class RunData:
             source.window_patches,
             source.left_out,
             self._cutter(),
+            with_entropies=self._needs_entropies(),
         )
         validation = manifest_path(source.folder / "validation")
         if config.training.validation is not None and not validation.is_file():
@@ -170,6 +171,12 @@ class RunData:
                 "annotate the data, or leave data.cuts out"
             )
         return AugmentedCutter(cuts, self._patcher.rule)
+
+    def _needs_entropies(self) -> bool:
+        """Whether the model learns the entropies of bases; the autoencoder has no losses besides its own."""
+        config = self._config
+        learns = config.model.kind == "hyena_blt" and config.model.auxiliary.entropy > 0
+        return learns and config.training.objective == "next_base"
 
     def _patcher_folder(self) -> Path:
         return self._config.data.folder / f"{self._config.data.annotation}.patcher"

@@ -28,6 +28,7 @@ def a_line(step: int = 10) -> dict:
         step=step,
         stage=1,
         nats_per_base=2 * math.log(2),
+        auxiliary_nats_per_base=0.25,
         lr=1e-3,
         grad_norm=0.5,
         num_steps=5,
