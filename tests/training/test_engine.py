@@ -11,9 +11,10 @@ from torch import nn
 
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.prediction import split_prediction
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
-from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
+from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.run_config import with_activation_checkpointing
@@ -28,8 +29,10 @@ def make_model(seed: int = 0) -> ToyModel:
 
 
 def plain_gradients(model: nn.Module, batch: ToyBatch) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss by the formula, in one pass over all windows."""
-    log_probabilities = model(batch.bases, batch.patch_lengths).log_softmax(-1)
+    """The loss of the bases by the formula, in one pass over all windows; the gradients of the model's own too."""
+    targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
+    logits, auxiliary_nats = split_prediction(model(batch.bases, batch.patch_lengths, **targets))
+    log_probabilities = logits.log_softmax(-1)
     scored = []
     for row, position in itertools.product(range(len(batch.bases)), range(1, batch.bases.shape[1])):
         column = int(model.class_of_byte[batch.bases[row, position]])
@@ -39,7 +42,7 @@ def plain_gradients(model: nn.Module, batch: ToyBatch) -> tuple[float, dict[str,
     nats = -log_probabilities[rows, positions - 1, columns]
     loss = (nats * batch.loss_weights[rows, positions]).sum() / batch.loss_weights.sum()
     model.zero_grad()
-    loss.backward()
+    (loss if auxiliary_nats is None else loss + auxiliary_nats / batch.loss_weights.sum()).backward()
     return float(loss.detach()), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -181,6 +184,13 @@ MODELS = {
         kmers={"sizes": [2, 3]},
         global_model={"width": 16, "num_heads": 2, "blocks": ["hyena_se", "hyena_mr", "hyena_li", "attention"]},
     ),
+    "auxiliary": HyenaBLTConfig(
+        local_width=8,
+        max_patch_bases=8,
+        kmers={"sizes": [2, 3]},
+        global_model={"width": 16, "num_heads": 2, "blocks": ["hyena_se", "attention"]},
+        auxiliary={"patch_length": 0.7, "entropy": 0.3, "reconstruction": 0.5},
+    ),
     "isotropic": IsotropicConfig(stack={"width": 16, "num_heads": 2, "blocks": ["hyena_se", "hyena_li", "attention"]}),
 }
 
@@ -194,6 +204,11 @@ def build(kind: str, checkpointed: bool) -> nn.Module:
     return model
 
 
+def plain_auxiliary_nats(model: nn.Module, batch: ToyBatch) -> float:
+    targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
+    return float(split_prediction(model(batch.bases, batch.patch_lengths, **targets))[1] or 0.0)
+
+
 def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: bool) -> None:
     """Losses before and after a step, gradients of the step, of the models that are trained in earnest."""
     from deepspeed.utils import safe_get_full_grad
@@ -201,6 +216,7 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     batch = toy_windows(NUM_WINDOWS)
     plain = build(kind, checkpointed=False)
     wanted_loss, wanted = plain_gradients(plain, batch)
+    wanted_auxiliary = plain_auxiliary_nats(plain, batch)
     for parameter in plain.parameters():
         parameter.data -= 0.01 * parameter.grad
     wanted_next, _ = plain_gradients(plain, batch)
@@ -212,7 +228,15 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
         torch_optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
     )
     sums = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
-    assert math.isclose(sums[0] / sums[1], wanted_loss, rel_tol=1e-6)
+    totals = Totals(*sums)
+    assert math.isclose(totals.nats_per_base, wanted_loss, rel_tol=1e-6)
+    assert math.isclose(totals.auxiliary_nats, wanted_auxiliary, rel_tol=1e-6)
+    assert (totals.auxiliary_nats_per_base is None) == (kind != "auxiliary")
+    # In evaluation there are logits alone.
+    model.eval()
+    with torch.no_grad():
+        assert split_prediction(engine.forward(share(ranks, 2, batch)[0]))[1] is None
+    model.train()
     for name, parameter in model.named_parameters():
         difference = largest_difference(safe_get_full_grad(parameter), wanted[name])
         assert difference < 1e-5, f"{kind}, ZeRO {zero_stage}, {name}: {difference}"
