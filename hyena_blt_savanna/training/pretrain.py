@@ -29,6 +29,8 @@ from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
 
 logger = logging.getLogger(__name__)
 
+DIVERGED = 3
+"""The exit code of a run whose gradients are no longer finite."""
 _OTHERS_WAIT_SECONDS = 5.0
 
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: of the command line.
 
     Returns:
-        The exit code: 0, or 2 after a mistake that was told in the log.
+        The exit code: 0; 2 after a mistake, or 3 when the training has diverged, told in the log.
     """
     ranks = join_ranks()
     log_to_terminal(ranks.is_first)
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("%s", error)
         # Not a logger of this package: the traceback goes to the log file, not to the terminal.
         logging.getLogger("traceback").info("raised here", exc_info=True)
-        return 2
+        return DIVERGED if isinstance(error, DivergedError) else 2
     return 0
 
 

@@ -120,8 +120,10 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     }
     finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto"]
     other_model = [*base, "model.local_width=32"]
+    diverged = [*base[:1], f"run={tmp_path / 'diverged'}", *short, "training.optimizer.lr=1e30"]
     with RunLock(used):
-        *refused, done, again, other = run_ranks(refused_runs, 2, [*cases.values(), finished, finished, other_model])[0]
+        runs = [*cases.values(), finished, finished, other_model, diverged]
+        *refused, done, again, other, lost = run_ranks(refused_runs, 2, runs)[0]
     for says, (code, message) in zip(cases, refused, strict=True):
         assert code == 2, says
         assert says.split(":")[0] in message, message
@@ -130,6 +132,8 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     assert other[0] == 2
     assert "is a checkpoint of another model" in other[1]
     assert "model.local_width: 16 in the checkpoint, 32 in the run" in other[1]
+    assert lost[0] == pretrain.DIVERGED
+    assert "training has diverged" in lost[1]
     # The refused run has left the folder as it was.
     assert RunConfig.load([tmp_path / "run" / "config.yaml"]).model.local_width == 16
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
