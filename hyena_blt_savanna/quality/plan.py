@@ -1,0 +1,137 @@
+"""Which trainings a benchmark is made of, and which can be started with the results that there are."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hyena_blt_savanna.quality.config import Benchmark, digest_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one contender.
+
+    Attributes:
+        contender: its name.
+        genome: its name.
+        seed: of weights and data.
+        multiple: budget in units of the benchmark's.
+        lr: the highest learning rate.
+    """
+
+    contender: str
+    genome: str
+    seed: int
+    multiple: float
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """Short and unique, fit for a file."""
+        return f"{self.genome}.{self.contender}.c{self.multiple:g}.lr{self.lr:g}.seed{self.seed}"
+
+
+class Plan:
+    """The trainings of a benchmark.
+
+    Args:
+        benchmark: what is compared.
+        only: a pattern, as of a shell, for names of contenders or of trials; None for all.
+    """
+
+    def __init__(self, benchmark: Benchmark, only: str | None = None) -> None:
+        self.benchmark = benchmark
+        self.only = only
+
+    def search(self, contender: str, genome: str) -> list[Trial]:
+        """The trials that a contender's rate on a genome is chosen from."""
+        config = self.benchmark.config
+        source = self.benchmark.contenders[contender].rate_from or contender
+        where = config.search_genome or genome
+        seeds = self.benchmark.seeds(source, where) or self.benchmark.seeds(contender, genome)
+        return [Trial(source, where, seeds[0], config.search_share, lr) for lr in config.rates]
+
+    def finals(self, contender: str, genome: str, lr: float) -> list[Trial]:
+        """The trials whose figures are compared, those of the first seed first."""
+        config = self.benchmark.config
+        multiples = self.benchmark.contenders[contender].multiples or config.multiples
+        seeds = self.benchmark.seeds(contender, genome)
+        # The search gives this point for the contender that it was made for, and for no other.
+        with_search = list(dict.fromkeys([config.search_share, *multiples]))
+        return [
+            Trial(contender, genome, seed, multiple, lr)
+            for seed in seeds
+            for multiple in (with_search if seed == seeds[0] else multiples)
+        ]
+
+    def chosen_rate(self, contender: str, genome: str, outcomes: Mapping[str, float]) -> float | None:
+        """The rate with the fewest bits per base on the validation windows.
+
+        Args:
+            contender: its name.
+            genome: its name.
+            outcomes: bits per base by trial; infinite where it diverged.
+
+        Returns:
+            The rate; None while the search is not finished, or when all of it diverged.
+        """
+        trials = self.search(contender, genome)
+        if any(trial.name not in outcomes for trial in trials):
+            return None
+        best = min(trials, key=lambda trial: outcomes[trial.name])
+        return best.lr if math.isfinite(outcomes[best.name]) else None
+
+    def wanted(self, outcomes: Mapping[str, float]) -> list[Trial]:
+        """All trials that can be named now, those to be started first in front; finished ones are among them.
+
+        Args:
+            outcomes: as in `chosen_rate`.
+        """
+        return list(dict.fromkeys(trial for trial in self._in_order(outcomes)))
+
+    def digest(self, trial: Trial) -> str:
+        """Of all that decides a trial's figures: two trials with one digest train and score alike."""
+        config = self.benchmark.config
+        return digest_of(
+            {
+                "tree": self.benchmark.tree(trial.contender),
+                "annotation": self.benchmark.annotation_tree(trial.contender),
+                "genome": [trial.genome, config.genomes[trial.genome].split.to_dict()],
+                "trial": [trial.seed, trial.multiple, trial.lr],
+                "benchmark": [
+                    config.budget_flops,
+                    config.warmup_share,
+                    config.validations,
+                    config.held_out.to_dict(),
+                ],
+            }
+        )
+
+    def command(self, benchmark: str, trial: Trial) -> str:
+        """What a person types for the row that a trial belongs to."""
+        return f"{benchmark} --only {trial.contender}"
+
+    def _in_order(self, outcomes: Mapping[str, float]) -> Iterator[Trial]:
+        for group in self.benchmark.config.groups:
+            genomes = self.benchmark.genomes_of(group)
+            pairs = [(contender, genome) for contender in group.contenders for genome in genomes]
+            finals = []
+            for contender, genome in pairs:
+                searched = self.search(contender, genome)
+                rate = self.chosen_rate(contender, genome, outcomes)
+                final = self.finals(contender, genome, rate) if rate is not None else []
+                if self._is_chosen(contender, [*searched, *final]):
+                    yield from searched
+                    finals.append(final)
+            # A seed of all contenders before the next seed: a table of one seed is worth more than half of one of two.
+            for seed in group.seeds:
+                for final in finals:
+                    yield from (trial for trial in final if trial.seed == seed)
+
+    def _is_chosen(self, contender: str, trials: list[Trial]) -> bool:
+        if self.only is None:
+            return True
+        return any(fnmatch.fnmatch(name, self.only) for name in [contender, *(trial.name for trial in trials)])

@@ -1,0 +1,179 @@
+"""The table of a benchmark, as Markdown: a row for each contender, a section for each genome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hyena_blt_savanna.quality.comparison import Difference, Ratio, compute_ratio, difference
+from hyena_blt_savanna.quality.plan import Plan
+from hyena_blt_savanna.quality.results import HeldOutScores, TrialResult
+
+Fresh = Mapping[str, TrialResult]
+
+
+class GenomeTable:
+    """The figures of one genome.
+
+    Args:
+        plan: of the benchmark.
+        fresh: results by trial.
+        genome: its name.
+        ngram: what the count model makes of the same bases, if known.
+    """
+
+    def __init__(self, plan: Plan, fresh: Fresh, genome: str, ngram: Mapping[str, Any] | None = None) -> None:
+        self.plan = plan
+        self.genome = genome
+        self.ngram = ngram
+        self._fresh = fresh
+        self._outcomes = {name: result.validation_bits for name, result in fresh.items()}
+        self.contenders = [name for name in plan.benchmark.contenders if plan.benchmark.seeds(name, genome)]
+
+    def rate(self, contender: str) -> float | None:
+        """The rate that was chosen for a contender."""
+        return self.plan.chosen_rate(contender, self.genome, self._outcomes)
+
+    def results(self, contender: str, multiple: float | None = None) -> list[TrialResult]:
+        """Finished trainings of a contender at its chosen rate, the shortest first.
+
+        Args:
+            contender: its name.
+            multiple: only those with this budget, in units of the benchmark's.
+        """
+        rate = self.rate(contender)
+        found = [
+            self._fresh[trial.name]
+            for trial in (self.plan.finals(contender, self.genome, rate) if rate is not None else [])
+            if trial.name in self._fresh and multiple in (None, trial.multiple)
+        ]
+        return sorted((result for result in found if result.test is not None), key=lambda result: result.multiple)
+
+    def end_points(self, contender: str) -> list[tuple[float, float]]:
+        """Operations and test bits per base of a contender, a mean over the seeds of each budget."""
+        points = []
+        for multiple in dict.fromkeys(result.multiple for result in self.results(contender)):
+            results = self.results(contender, multiple)
+            points.append((mean(result.facts["total_flops"] for result in results), mean(_bits(results))))
+        return points
+
+    def scores(self, contender: str, multiple: float) -> list[HeldOutScores]:
+        """Test scores of each seed."""
+        return [result.test for result in self.results(contender, multiple) if result.test is not None]
+
+    def to_markdown(self) -> str:
+        """The section."""
+        config = self.plan.benchmark.config
+        share = config.search_share
+        heads = [
+            "contender",
+            "parameters, M (tables)",
+            "kFLOPs a base",
+            "patch, bases (sd)",
+            "rate",
+            f"bits at {share:g} C",
+            "bits at C (range of seeds)",
+            "other budgets",
+            f"less {config.baseline}",
+            f"{config.baseline}'s compute for it",
+            "Mbases seen",
+            "kbases/s",
+        ]
+        lines = [f"## {self.genome}", "", _row(heads), _row(["---"] + ["---:"] * (len(heads) - 1))]
+        lines += [_row(self._cells(contender)) for contender in self.contenders]
+        for label, bits in self._lines().items():
+            lines.append(_row([f"*{label}*", "", "", "", "", "", f"{bits:.4f}", "", "", "", "", ""]))
+        pairs = [line for first, second in config.pairs for line in self._pair(first, second)]
+        if pairs:
+            lines += ["", "| compared at C | bits per base | standard error |", "|---|---:|---:|", *pairs]
+        return "\n".join(lines) + "\n"
+
+    def _lines(self) -> dict[str, float]:
+        lines = dict(self.plan.benchmark.config.genomes[self.genome].lines)
+        if self.ngram is not None:
+            lines[f"n-gram of order {self.ngram['order']}, the same bases"] = self.ngram["test"]["bits_per_base"]
+        return lines
+
+    def _cells(self, contender: str) -> list[str]:
+        config, definition = self.plan.benchmark.config, self.plan.benchmark.contenders[contender]
+        results = self.results(contender)
+        if not results:
+            trials = self.plan.search(contender, self.genome)
+            done = [trial for trial in trials if trial.name in self._outcomes]
+            diverged = len(done) == len(trials) and all(math.isinf(self._outcomes[trial.name]) for trial in done)
+            state = "diverged at every rate" if diverged else f"search {len(done)} of {len(trials)}"
+            return [definition.title, "", "", "", state, "", "", "", "", "", "", ""]
+        facts = results[-1].facts
+        whole = self.results(contender, 1.0)
+        others = [multiple for multiple in self._multiples(results) if multiple not in (1.0, config.search_share)]
+        rate = f"{self.rate(contender):g}"
+        if definition.rate_from is not None or config.search_genome not in (None, self.genome):
+            rate += f" ({definition.rate_from or config.search_genome}'s)"
+        ratio = None
+        if whole:
+            point = next(p for p in self.end_points(contender) if p[0] == mean(r.facts["total_flops"] for r in whole))
+            ratio = compute_ratio(*point, self.end_points(config.baseline))
+        tables = facts.get("num_table_parameters")
+        return [
+            definition.title,
+            f"{facts['num_parameters'] / 1e6:.2f}" + (f" ({tables / 1e6:.2f})" if tables else ""),
+            f"{facts['flops_per_base'] / 1e3:,.0f}",
+            f"{facts['mean_patch_bases']:.2f} ({facts['sd_patch_bases']:.2f})" if "mean_patch_bases" in facts else "",
+            rate,
+            _bits_cell(self.results(contender, config.search_share)),
+            _bits_cell(whole),
+            ", ".join(f"{m:g} C: {_bits_cell(self.results(contender, m))}" for m in others),
+            difference_cell(self._difference(contender, config.baseline)) if contender != config.baseline else "",
+            ratio_cell(ratio) if contender != config.baseline else "",
+            f"{(whole or results)[0].facts['bases'] / 1e6:.1f}",
+            f"{(whole or results)[0].facts['bases_per_second'] / 1e3:.1f}",
+        ]
+
+    def _multiples(self, results: Sequence[TrialResult]) -> list[float]:
+        return list(dict.fromkeys(result.multiple for result in results))
+
+    def _difference(self, first: str, second: str) -> Difference | None:
+        return difference(self.scores(first, 1.0), self.scores(second, 1.0))
+
+    def _pair(self, first: str, second: str) -> list[str]:
+        found = self._difference(first, second)
+        if found is None:
+            return []
+        titles = [self.plan.benchmark.contenders[name].title for name in (first, second)]
+        return [_row([f"{titles[0]}, less {titles[1]}", f"{found.bits:+.4f}", f"{found.standard_error:.4f}"])]
+
+
+def difference_cell(found: Difference | None) -> str:
+    """A difference with its standard error."""
+    return "" if found is None else f"{found.bits:+.4f} ± {found.standard_error:.4f}"
+
+
+def ratio_cell(ratio: Ratio | None) -> str:
+    """A ratio, or the side on which it lies."""
+    if ratio is None:
+        return ""
+    words = {"": "", ">": "more than ", "<": "less than "}[ratio.bound]
+    return f"{words}{ratio.times:.2f} x"
+
+
+def mean(values: Any) -> float:
+    """The mean of at least one number."""
+    listed = list(values)
+    return float(sum(listed) / len(listed))
+
+
+def _bits(results: Sequence[TrialResult]) -> list[float]:
+    return [result.test.bits_per_base for result in results if result.test is not None]
+
+
+def _bits_cell(results: Sequence[TrialResult]) -> str:
+    bits = _bits(results)
+    if not bits:
+        return ""
+    spread = f" ({min(bits):.4f} to {max(bits):.4f})" if len(bits) > 1 else ""
+    return f"{mean(bits):.4f}{spread}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
