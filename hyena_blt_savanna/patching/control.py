@@ -87,7 +87,7 @@ def permute_annotation(data: Path, source: str, name: str, seed: int) -> dict[st
     manifests = {split: _find_permuted(data / split, name, rule) for split, rule in rules.items()}
     if all(manifests.values()):
         logger.info("%s: %s is permuted already", data, source)
-    written = {}
+    written: dict[str, AnnotationManifest] = {}
     for split, found in manifests.items():
         written[split] = found or _permute(data / split, source, name, seed, rules[split])
     return written
