@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
 
 
@@ -17,6 +18,18 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, num_bases in (("train", 6000), ("validation", 1500)):
         write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
         write_random_boundaries(folder / name, longest_patch_bases=8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a dataset cut by a real patcher, with its entropies."""
+    folder = tmp_path_factory.mktemp("annotated")
+    for name, num_bases in (("train", 6000), ("validation", 1500)):
+        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
+    settings = {"entropy_model": {"kind": "ngram", "order": 2, "smoothing_folds": 2}, "rule": {"kind": "budget"}}
+    settings |= {"rule": {"kind": "budget", "max_patch_bases": 8}, "calibrate_to": {"mean_patch_bases": 4}, "folds": 2}
+    annotate_dataset(AnnotationConfig.parse({"data": folder, "store_entropies": True} | settings))
     return folder
 
 

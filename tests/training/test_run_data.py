@@ -15,7 +15,6 @@ from hyena_blt_savanna.data.folds import LeftOut, fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import StaticRule
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
@@ -25,18 +24,6 @@ from hyena_blt_savanna.training.run_data import RunData
 
 RANKS = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
 ISOTROPIC = {"kind": "isotropic", "stack": {"width": 16, "blocks": ["hyena_se"]}}
-
-
-@pytest.fixture(scope="module")
-def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset cut by a real patcher, with its entropies."""
-    folder = tmp_path_factory.mktemp("annotated")
-    for name, num_bases in (("train", 6000), ("validation", 1500)):
-        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
-    settings = {"entropy_model": {"kind": "ngram", "order": 2, "smoothing_folds": 2}, "rule": {"kind": "budget"}}
-    settings |= {"rule": {"kind": "budget", "max_patch_bases": 8}, "calibrate_to": {"mean_patch_bases": 4}, "folds": 2}
-    annotate_dataset(AnnotationConfig.parse({"data": folder, "store_entropies": True} | settings))
-    return folder
 
 
 def config_for(toy_config: Path, folder: Path, *overrides: str, model: dict | None = None) -> RunConfig:
