@@ -60,7 +60,8 @@ def sort_by_length(layout: PatchLayout) -> PatchesByLength:
     taken = layout.place < torch.nn.functional.pad(lengths, (0, 1)).gather(1, layout.patch)
     first_row = torch.nn.functional.pad(first_rows, (0, 1)).gather(1, layout.patch)
     row = torch.where(taken, first_row + layout.place, num_rows).flatten()
-    base = torch.empty(num_rows + 1, dtype=torch.long, device=row.device)
+    # Should lengths sum to more than the bases, what is left at -1 is refused by the next look-up.
+    base = torch.full((num_rows + 1,), -1, dtype=torch.long, device=row.device)
     base[row] = torch.arange(len(row), device=row.device)
     return PatchesByLength(patch, rank, base[:-1], row, counts)
 

@@ -4,6 +4,7 @@ import torch
 
 from hyena_blt_savanna.evaluation.generation import GenerationError, generate
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.patching.patcher import SequenceError
 from hyena_blt_savanna.testing.toy_genomes import random_genome
 
@@ -34,6 +35,42 @@ def test_long_patches_reach_past_the_local_modules(model_of) -> None:
     drawn = generate(model, "N" * 40 + "ACG", 60, seed=3)
     scored = model.score(drawn.sequence).log_likelihoods[43:]
     np.testing.assert_allclose(drawn.log_likelihoods, scored, rtol=1e-4, atol=2e-5)
+
+
+LOCAL_MODULES = {
+    "attention": {
+        "positions": {"place": True, "periods": [3, 10.5]},
+        "encoder": {
+            "blocks": ["attention"],
+            "num_heads": 2,
+            "attention": {"window": 6},
+            "to_patches": {"kind": "cross_attention", "num_queries": 2, "num_heads": 2},
+        },
+        "decoder": {
+            "blocks": ["gated_convolution"],
+            "from_patches": {"kind": "cross_attention", "num_vectors": 2, "num_heads": 2},
+        },
+    },
+    "hyena": {
+        "positions": {"place": True, "periods": [3, 147], "patch_length": False},
+        "encoder": {"blocks": ["hyena_se"], "to_patches": {"kind": "summary"}},
+        "decoder": {"blocks": ["hyena_mr"], "hyena": {"mr_taps": 9}, "from_patches": {"kind": "broadcast"}},
+    },
+}
+
+
+@pytest.mark.parametrize("local", LOCAL_MODULES.values(), ids=LOCAL_MODULES)
+def test_local_modules_that_know_positions_read_the_tail_as_the_whole(local, hybrid_config, patchers) -> None:
+    config = HyenaBLTConfig.parse(hybrid_config.to_dict() | local)
+    torch.manual_seed(0)
+    module = config.build().eval()
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.add_(torch.randn_like(weight) * (0.5 if "head" in name else 0.2))
+    model = HyenaBLTModel(module, config, patchers["budget"])
+    drawn = generate(model, PROMPTS["lower"], 100, seed=2)
+    scored = model.score(drawn.sequence).log_likelihoods[57:]
+    np.testing.assert_allclose(drawn.log_likelihoods, scored, rtol=1e-3, atol=1e-4)
 
 
 def test_greedy_takes_the_most_likely_base(model: HyenaBLTModel) -> None:

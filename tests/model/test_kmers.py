@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
+from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding, KmerTables
 
 SEQUENCE = b"\0ACGTTGCANACGTACC|ACGGGTTTAACCA"
 
@@ -51,3 +51,31 @@ def test_no_two_words_share_a_row():
 def test_sizes_that_make_no_table_are_refused(sizes):
     with pytest.raises(ConfigError, match="k-mer sizes must be different numbers from 1 to 12"):
         KmerConfig.parse({"sizes": sizes})
+
+
+def test_dropout_leaves_out_whole_vectors_in_training_only_and_keeps_the_mean():
+    torch.manual_seed(0)
+    tables = KmerTables(KmerConfig(sizes=(1, 2, 3), dropout=0.25), width=2)
+    bases = torch.tensor(list(b"ACGT"))[torch.randint(0, 4, (1, 4000))]
+    with torch.no_grad():
+        # A table speaks with one number: the sum says which tables were kept.
+        for first, end, value in ((0, 5, 1.0), (5, 22, 10.0), (22, 87, 100.0)):
+            tables.weight[first:end] = value
+    kept = tables.train()(bases)[0] * 0.75
+    assert (kept[:, 0] == kept[:, 1]).all()
+    digits = torch.stack([kept[2:, 0] / unit % 10 for unit in (1, 10, 100)]).floor()
+    assert set(digits.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(digits.mean(1), torch.full((3,), 0.75), rtol=0, atol=0.03)
+    assert len(digits.unique(dim=1).T) == 8
+    assert (tables.eval()(bases)[0, 2:] == 111).all()
+
+
+def test_dropped_vectors_get_no_gradient():
+    torch.manual_seed(0)
+    tables = KmerTables(KmerConfig(sizes=(1,), dropout=0.5), width=1)
+    bases = torch.full((1, 1000), ord("C"))
+    found = tables(bases)
+    found.sum().backward()
+    assert tables.weight.grad is not None
+    torch.testing.assert_close(tables.weight.grad[1, 0] * tables.weight[1, 0], found.sum())
+    assert 2 * 400 < float(tables.weight.grad[1, 0]) < 2 * 600
