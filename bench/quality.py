@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from hyena_blt_savanna.quality.config import Benchmark
 from hyena_blt_savanna.quality.datasets import Datasets
 from hyena_blt_savanna.quality.ngram_line import make_ngram_line
@@ -75,6 +77,7 @@ def _run(given: argparse.Namespace) -> int:
         began = time.monotonic()
         datasets = Datasets(benchmark, work, given.genomes)
         num_threads = max(1, (os.cpu_count() or 1) // given.workers)
+        torch.set_num_threads(num_threads)
         runner = TrialRunner(plan, datasets, results, work, command, num_threads, given.keep)
         if given.only is None:
             for genome in benchmark.config.genomes:

@@ -78,6 +78,8 @@ class GenomeConfig(Config):
 class GroupConfig(Config):
     """Contenders that are trained with the same seeds on the same genomes."""
 
+    title: str
+    """What the table calls it."""
     contenders: list[str] = Field(min_length=1)
     """Names of files in the folder `contenders` beside the benchmark's."""
     seeds: list[int] = Field(min_length=1)
@@ -130,6 +132,8 @@ class QualityConfig(Config):
     """What is scored."""
     baseline: str
     """The contender that all others are compared with."""
+    drawn: list[str] | None = None
+    """Contenders in the pictures; null: those of the first group."""
     pairs: list[tuple[str, str]] = Field(default_factory=list)
     """Further contenders to compare: the first with the second."""
     ngram_orders: list[PositiveInt] = Field([8, 10, 11, 12, 13, 14, 16])
@@ -151,10 +155,12 @@ class QualityConfig(Config):
             raise ValueError(
                 f"no genome named {', '.join(sorted(wanted - known))} in genomes: there are {', '.join(sorted(known))}"
             )
-        named = {self.baseline} | {name for pair in self.pairs for name in pair}
+        named = {self.baseline, *(self.drawn or []), *(name for pair in self.pairs for name in pair)}
         missing = named - {name for group in self.groups for name in group.contenders}
         if missing:
-            raise ValueError(f"baseline and pairs name {', '.join(sorted(missing))}, which no group has: add it to one")
+            raise ValueError(
+                f"baseline, drawn and pairs name {', '.join(sorted(missing))}, which no group has: add it to one"
+            )
         return self
 
 
@@ -202,6 +208,11 @@ class Benchmark:
                 )
             contenders[name] = ContenderConfig.load([folder / f"{name}.yaml"])
         return cls(config, contenders)
+
+    @property
+    def drawn(self) -> list[str]:
+        """Contenders in the pictures."""
+        return self.config.drawn if self.config.drawn is not None else self.config.groups[0].contenders
 
     def seeds(self, contender: str, genome: str) -> list[int]:
         """Seeds of all groups that train this contender on this genome."""

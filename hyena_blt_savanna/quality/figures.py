@@ -48,7 +48,7 @@ def draw_curves(folder: Path, tables: Sequence[GenomeTable]) -> list[Path]:
     Returns:
         The pictures.
     """
-    filled = [table for table in tables if any(table.results(name) for name in table.contenders)]
+    filled = [table for table in tables if any(table.results(name) for name in table.plan.benchmark.drawn)]
     if not filled:
         return []
     pictures = []
@@ -75,7 +75,7 @@ def _draw_genome(
     colors = [colormaps["tab20"](shade) for shade in range(20)]
     axes.set_xscale("log")
     ends = []
-    for index, name in enumerate(table.contenders):
+    for index, name in enumerate(table.plan.benchmark.drawn):
         results = table.results(name)
         if not results:
             continue

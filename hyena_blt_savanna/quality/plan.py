@@ -59,8 +59,9 @@ class Plan:
         config = self.benchmark.config
         multiples = self.benchmark.contenders[contender].multiples or config.multiples
         seeds = self.benchmark.seeds(contender, genome)
-        # The search gives this point for the contender that it was made for, and for no other.
-        with_search = list(dict.fromkeys([config.search_share, *multiples]))
+        # The search has this point already, unless it was made on another genome.
+        is_searched = self.benchmark.contenders[contender].rate_from is None
+        with_search = list(dict.fromkeys([config.search_share, *multiples])) if is_searched else multiples
         return [
             Trial(contender, genome, seed, multiple, lr)
             for seed in seeds

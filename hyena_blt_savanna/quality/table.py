@@ -80,10 +80,17 @@ class GenomeTable:
             "Mbases seen",
             "kbases/s",
         ]
-        lines = [f"## {self.genome}", "", _row(heads), _row(["---"] + ["---:"] * (len(heads) - 1))]
-        lines += [_row(self._cells(contender)) for contender in self.contenders]
-        for label, bits in self._lines().items():
-            lines.append(_row([f"*{label}*", "", "", "", "", "", f"{bits:.4f}", "", "", "", "", ""]))
+        lines = [f"## {self.genome}"]
+        left = list(self.contenders)
+        for group in config.groups:
+            rows = [contender for contender in left if contender in group.contenders]
+            left = [contender for contender in left if contender not in rows]
+            if rows:
+                lines += ["", f"### {group.title}", "", _row(heads), _row(["---"] + ["---:"] * (len(heads) - 1))]
+                lines += [_row(self._cells(contender)) for contender in rows]
+        if self._lines():
+            lines += ["", "| for comparison | bits per base |", "|---|---:|"]
+            lines += [_row([label, f"{bits:.4f}"]) for label, bits in self._lines().items()]
         pairs = [line for first, second in config.pairs for line in self._pair(first, second)]
         if pairs:
             lines += ["", "| compared at C | bits per base | standard error |", "|---|---:|---:|", *pairs]

@@ -29,7 +29,7 @@ TREE = {
     "validations": 4,
     "checkpoints": 4,
     "genomes": {"toy": {"split": {"by": "stretch", "validation": 0.1, "test": 0.2}}},
-    "groups": [{"contenders": ["hybrid", "plain"], "seeds": [1]}],
+    "groups": [{"title": "All", "contenders": ["hybrid", "plain"], "seeds": [1]}],
     "held_out": {"validation_bases": 1000, "test_bases": 2000, "duplicate_bases": 50, "skipped_bases": 8},
     "baseline": "plain",
     "pairs": [["hybrid", "plain"]],
