@@ -132,7 +132,8 @@ class AuxiliaryLosses(nn.Module):
 def _length_nats(logits: Tensor, layout: PatchLayout, loss_weights: Tensor) -> Tensor:
     """Nats of the lengths of all patches but the first, [B, P - 1, J] logits; padded patches have no target.
 
-    A patch that is still open at the end of the bases is none of the layout's, and no target either.
+    A patch that is still open at the end of the bases is none of the layout's, and no target either. Where windows are
+    cut anew in the loader, the last patch of each ends with its window: one length in hundreds is not the rule's.
     """
     lengths = layout.lengths[:, 1:]
     nats = functional.cross_entropy(logits.float().transpose(1, 2), lengths - 1, ignore_index=-1, reduction="none")
