@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from hyena_blt_savanna.data.fasta import read_fasta, read_region
 from hyena_blt_savanna.data.indexed import IndexedReader, index_path
 from hyena_blt_savanna.data.regions import Region
-from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, score_windows
+from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, reads_patches, score_windows
 from hyena_blt_savanna.evaluation.sequences import scored_bases, without_end
 from hyena_blt_savanna.evaluation.windows import ScoredWindow, check_window, overlapping_windows
-from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.nucleotides import IS_REPEAT_MASKED, Bytes
 from hyena_blt_savanna.patching.ngram import NgramModel
 
@@ -172,7 +171,7 @@ def evaluate_bits_per_base(
 
     for window, log_likelihoods in score_windows(model, windows(), batch_windows):
         sums.add(window.bases[window.first_scored :], window.counts, log_likelihoods)
-    return sums.result(isinstance(model.module, HyenaBLT), window_bases, overlap_bases)
+    return sums.result(reads_patches(model), window_bases, overlap_bases)
 
 
 def ngram_bits_per_base(ngram: NgramModel, documents: Iterable[Bytes]) -> BitsPerBase:

@@ -3,6 +3,7 @@
 A base costs a pass of the local modules over the few bases that they read, and a patch one of the global model over
 the patches so far. Both give the logits of one pass over the whole sequence: the local modules read
 `local_reach_bases` back and no further, and all that the global model says about a patch is settled once it ends.
+That is the hybrid; the other models read everything again for each base.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from hyena_blt_savanna.evaluation.sampling import Sampler
 from hyena_blt_savanna.evaluation.scoring import patcher_of
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
+from hyena_blt_savanna.model.kmer_tokens import KmerTokens
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, UPPER, Bytes
-from hyena_blt_savanna.patching.patcher import as_bases
+from hyena_blt_savanna.patching.patcher import Patcher, as_bases
 
 if TYPE_CHECKING:
     from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
@@ -122,11 +124,13 @@ class _Reader(Protocol):
 def _reader(model: HyenaBLTModel, prompt: Bytes) -> _Reader:
     if isinstance(model.module, HyenaBLT):
         return PatchReader(model, prompt)
+    if isinstance(model.module, KmerTokens):
+        return WordReader(model, prompt)
     return SingleBaseReader(model.module, prompt, model.device)
 
 
 class SingleBaseReader:
-    """Reads with a model of single bases: one pass over all bases so far for each base.
+    """Reads with a model that is given no boundaries: one pass over all bases so far for each base.
 
     Args:
         module: the model.
@@ -152,7 +156,59 @@ class SingleBaseReader:
         return np.empty(0, dtype=np.int32)
 
 
-class PatchReader:
+class _CuttingReader:
+    """Finds patch boundaries while it reads.
+
+    Args:
+        patcher: of the model.
+    """
+
+    def __init__(self, patcher: Patcher) -> None:
+        self._stepper = patcher.stepper()
+        self._bases = bytearray([END_OF_DOCUMENT])
+        # The byte in front is a patch of its own, and not part of the patcher's stream.
+        self._lengths = [1]
+        self._num_unfinished = 0
+
+    def push(self, base: int) -> None:
+        """Reads one base, given as its byte."""
+        self._bases.append(base)
+        self._stepper.push(base)
+        self._num_unfinished += 1
+        if self._stepper.next_starts_patch:
+            self._lengths.append(self._num_unfinished)
+            self._num_unfinished = 0
+
+    def patch_lengths(self) -> NDArray[np.int32]:
+        """int32 [P], the last one of an unfinished patch if there is one."""
+        unfinished = [self._num_unfinished] if self._num_unfinished else []
+        return np.array(self._lengths[1:] + unfinished, dtype=np.int32)
+
+
+class WordReader(_CuttingReader):
+    """Reads with a model of words: one pass over all patches so far for each base.
+
+    Args:
+        model: a model of words and its patcher.
+        prompt: uint8 [L], upper case.
+
+    Raises:
+        NoPatcherError: there is no patcher.
+    """
+
+    def __init__(self, model: HyenaBLTModel, prompt: Bytes) -> None:
+        super().__init__(patcher_of(model))
+        self.module, self.device = model.module, model.device
+        for base in prompt:
+            self.push(int(base))
+
+    def logits(self) -> Tensor:
+        """[C], of the base after those read."""
+        bases = torch.tensor([list(self._bases)]).to(self.device)
+        return self.module(bases, torch.tensor([self._lengths]).to(self.device))[0, -1]
+
+
+class PatchReader(_CuttingReader):
     """Reads with a hybrid; holds the global model's input and output for each finished patch.
 
     Args:
@@ -165,22 +221,17 @@ class PatchReader:
 
     def __init__(self, model: HyenaBLTModel, prompt: Bytes) -> None:
         assert isinstance(model.module, HyenaBLT)
+        super().__init__(patcher_of(model))
         self.module, self.device = model.module, model.device
         self._reach_bases = model.module.local_reach_bases
-        self._stepper = patcher_of(model).stepper()
-        self._bases = bytearray([END_OF_DOCUMENT]) + bytearray(prompt)
-        # The byte in front is a patch of its own, and not part of the patcher's stream.
-        self._lengths = [1]
-        self._num_unfinished = 0
         for base in prompt:
-            self._step(int(base))
+            super().push(int(base))
         self._read_prompt()
 
     def push(self, base: int) -> None:
         """Reads one base, given as its byte."""
-        self._bases.append(base)
         num_patches = len(self._lengths)
-        self._step(base)
+        super().push(base)
         if len(self._lengths) > num_patches:
             self._finish_patch()
 
@@ -190,18 +241,6 @@ class PatchReader:
         lengths, states, _ = self._encode(first)
         before = self._after[:, first - 1] if first else None
         return self.module.decoder(states, self._after[:, first:], lengths, before)[0, -1]
-
-    def patch_lengths(self) -> NDArray[np.int32]:
-        """int32 [P], the last one of an unfinished patch if there is one."""
-        unfinished = [self._num_unfinished] if self._num_unfinished else []
-        return np.array(self._lengths[1:] + unfinished, dtype=np.int32)
-
-    def _step(self, base: int) -> None:
-        self._stepper.push(base)
-        self._num_unfinished += 1
-        if self._stepper.next_starts_patch:
-            self._lengths.append(self._num_unfinished)
-            self._num_unfinished = 0
 
     def _read_prompt(self) -> None:
         self._before = self._encode(0)[2]

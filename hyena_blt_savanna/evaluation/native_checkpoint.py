@@ -38,7 +38,12 @@ CONFIG = "config.yaml"
 PATCHER = "patcher"
 NATIVE = "native"
 """Folder of a training checkpoint that holds a native one."""
-KINDS = {"hyena_blt": ("hyena_blt", "HyenaBLTConfig"), "isotropic": ("isotropic", "IsotropicConfig")}
+KINDS = {
+    "hyena_blt": ("hyena_blt", "HyenaBLTConfig"),
+    "isotropic": ("isotropic", "IsotropicConfig"),
+    "hnet": ("hnet", "HNetConfig"),
+    "kmer_tokens": ("kmer_tokens", "KmerTokensConfig"),
+}
 """Modules of the model room and the configurations in them, by `kind`."""
 _LISTED_NAMES = 8
 
@@ -66,6 +71,21 @@ class NativeCheckpoint:
     patcher: Patcher | None
     window_bases: int | None
     trained_on: dict[str, Any] | None = None
+
+
+def patch_places(config: Config) -> tuple[str, int] | None:
+    """How long the patches are that a model has places for.
+
+    Args:
+        config: of a model.
+
+    Returns:
+        The key that says so, and the number of bases; None for a model that reads no patch boundaries.
+    """
+    for key in ("max_patch_bases", "word_bases"):
+        if key in type(config).model_fields:
+            return key, getattr(config, key)
+    return None
 
 
 def save_pretrained(
@@ -253,11 +273,11 @@ def _load_patcher(folder: Path) -> Patcher | None:
 
 
 def _check_patches_fit(folder: Path, config: Config, patcher: Patcher | None) -> None:
-    places = getattr(config, "max_patch_bases", None)
-    if patcher is not None and places is not None and patcher.rule.max_patch_bases > places:
+    places = patch_places(config)
+    if patcher is not None and places is not None and patcher.rule.max_patch_bases > places[1]:
         raise PretrainedError(
             f"{folder}: the patcher cuts patches of up to {patcher.rule.max_patch_bases} bases, and the model has "
-            f"places for {places}: give the rule a max_patch_bases of at most {places}"
+            f"places for {places[1]}: give the rule a max_patch_bases of at most {places[1]}"
         )
 
 

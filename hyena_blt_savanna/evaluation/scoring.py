@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.evaluation.windows import ScoredWindow, overlapping_windows
+from hyena_blt_savanna.model.hnet import HNet
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
 from hyena_blt_savanna.model.isotropic import Isotropic
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER, Bytes
@@ -29,6 +31,10 @@ _SORTED_BATCHES = 16
 
 class NoPatcherError(ValueError):
     """A model that reads patches, without what cuts a sequence into them."""
+
+
+class NoStatesError(ValueError):
+    """A model that has no states of single bases."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def embed(
 
 
 def patch_lengths_of(model: HyenaBLTModel, bases: Bytes) -> NDArray[np.int32]:
-    """Lengths of a document's patches by the model's own patcher, int32 [P]; ones for a model of single bases.
+    """Lengths of a document's patches by the model's own patcher, int32 [P]; ones for a model that reads none.
 
     Args:
         model: the model.
@@ -116,9 +122,14 @@ def patch_lengths_of(model: HyenaBLTModel, bases: Bytes) -> NDArray[np.int32]:
     Raises:
         NoPatcherError: the model needs a patcher and has none.
     """
-    if not isinstance(model.module, HyenaBLT):
+    if not reads_patches(model):
         return np.ones(len(bases), dtype=np.int32)
     return patcher_of(model).segment_sequence(UPPER[bases])
+
+
+def reads_patches(model: HyenaBLTModel) -> bool:
+    """Whether a model reads patch boundaries that are found beforehand; others read bases alone."""
+    return patch_places(model.config) is not None
 
 
 def patcher_of(model: HyenaBLTModel) -> Patcher:
@@ -184,9 +195,13 @@ def _states(module: nn.Module, bases: Tensor, patch_lengths: Tensor) -> tuple[Te
 
     if isinstance(module, HyenaBLT):
         layers: dict[str, nn.Module] = {"bases": module.decoder.norm, "patches": module.global_model}
-    else:
-        assert isinstance(module, Isotropic)
+    elif isinstance(module, Isotropic):
         layers = {"bases": module.stack}
+    elif isinstance(module, HNet):
+        layers = {"bases": module.decoder}
+    else:
+        kind = type(module.config).__name__.removesuffix("Config")
+        raise NoStatesError(f"a {kind} model has states of words and none of single bases: there is nothing to embed")
     handles = [keep(name, layer) for name, layer in layers.items()]
     try:
         module(bases, patch_lengths)

@@ -37,11 +37,6 @@ class KmerTokensConfig(Config):
     """Blocks over words; their width is M."""
 
     @property
-    def max_patch_bases(self) -> int:
-        """The longest patch that there are words for."""
-        return self.word_bases
-
-    @property
     def num_words(self) -> int:
         """Words of k bases, 4^k."""
         return 4**self.word_bases

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
@@ -18,7 +21,9 @@ from hyena_blt_savanna.training.run_data import DataSourceConfig
 from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
 from hyena_blt_savanna.training.validation import ValidationConfig
 
-ModelConfig: TypeAlias = Annotated[HyenaBLTConfig | IsotropicConfig, Field(discriminator="kind")]
+ModelConfig: TypeAlias = Annotated[
+    HyenaBLTConfig | IsotropicConfig | HNetConfig | KmerTokensConfig, Field(discriminator="kind")
+]
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -104,11 +109,12 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _data_fit(self) -> Self:
-        source = self.data
-        if self.model.kind == "hyena_blt" and source.annotation is None:
-            raise ValueError("data.annotation is null, and model.kind hyena_blt reads patches: name their boundaries")
-        if self.model.kind == "isotropic" and source.cuts is not None:
-            raise ValueError("data.cuts is for a model of patches, and model.kind is isotropic: leave data.cuts out")
+        source, kind = self.data, self.model.kind
+        reads_patches = patch_places(self.model) is not None
+        if reads_patches and source.annotation is None:
+            raise ValueError(f"data.annotation is null, and model.kind {kind} reads patches: name their boundaries")
+        if not reads_patches and source.cuts is not None:
+            raise ValueError(f"data.cuts is for a model of patches, and model.kind is {kind}: leave data.cuts out")
         if source.left_out is not None and self.start_from is not None:
             raise ValueError(
                 "data.left_out keeps a fold unseen, and start_from may have seen it: leave one of them out"
@@ -117,12 +123,12 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
-        longest = getattr(self.model, "max_patch_bases", None)
+        key, longest = patch_places(self.model) or ("", 0)
         for index, stage in enumerate(self.training.stages):
-            if longest is not None and stage.window_bases < longest:
+            if stage.window_bases < longest:
                 raise ValueError(
                     f"training.stages.{index}.window_bases {stage.window_bases} is shorter than a patch may be "
-                    f"(model.max_patch_bases {longest})"
+                    f"(model.{key} {longest})"
                 )
         return self
 

@@ -16,7 +16,7 @@ from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest, read_manifest
-from hyena_blt_savanna.evaluation.native_checkpoint import save_pretrained
+from hyena_blt_savanna.evaluation.native_checkpoint import patch_places, save_pretrained
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
@@ -90,14 +90,7 @@ class RunData:
                 f"{validation}: no such file: the data have no validation part; "
                 "prepare more data or a larger split.validation, or set training.validation=null"
             )
-        places = getattr(config.model, "max_patch_bases", None)
-        if places is not None and self._samples.longest_patch_bases > places:
-            raise DataError(
-                f"{source.folder} is cut into patches of up to {self._samples.longest_patch_bases} bases, and the "
-                f"model has places for {places}: set model.max_patch_bases to "
-                f"{self._samples.longest_patch_bases}, or cut shorter patches (rule.max_patch_bases, "
-                "data.cuts.blind_patch_bases)"
-            )
+        self._check_places()
         for stage in config.training.stages:
             self._samples.num_windows(stage.window_bases)
 
@@ -161,6 +154,16 @@ class RunData:
             "left_out": left_out.to_dict() if left_out else None,
         }
 
+    def _check_places(self) -> None:
+        places, longest = patch_places(self._config.model), self._samples.longest_patch_bases
+        if places is not None and longest > places[1]:
+            key, num_bases = places
+            raise DataError(
+                f"{self._config.data.folder} is cut into patches of up to {longest} bases, and the model has places "
+                f"for {num_bases}: set model.{key} to {longest}, or cut shorter patches (rule.max_patch_bases, "
+                "data.cuts.blind_patch_bases)"
+            )
+
     def _cutter(self) -> AugmentedCutter | None:
         cuts = self._config.data.cuts
         if cuts is None:
@@ -182,7 +185,7 @@ class RunData:
         return self._config.data.folder / f"{self._config.data.annotation}.patcher"
 
     def _load_patcher(self) -> Patcher | None:
-        if self._config.model.kind == "isotropic":
+        if patch_places(self._config.model) is None:
             return None
         folder = self._patcher_folder()
         if not folder.is_dir():

@@ -193,7 +193,6 @@ def test_operations_by_hand() -> None:
 
 def test_as_many_columns_as_bytes_are_scored(model: KmerTokens) -> None:
     assert model.class_of_byte[list(SCORED)].tolist() == list(range(len(SCORED)))
-    assert config(word_bases=4).max_patch_bases == 4
 
 
 def test_mistakes_are_named() -> None:
