@@ -136,6 +136,20 @@ def read_digest(path: Path) -> str:
     return metadata.get("digest", "")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a stored model, without a look at its tensors; `kind` names the model.
+
+    Raises:
+        EntropyModelError: the file is missing or damaged.
+    """
+    metadata, _ = _read_file(path, with_tensors=False)
+    try:
+        settings: dict[str, Any] = json.loads(metadata.get("config", ""))
+    except ValueError as error:
+        raise EntropyModelError(f"{path}: its settings are not JSON: {error}") from error
+    return settings
+
+
 def _read_file(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     if not path.is_file():
         raise EntropyModelError(
