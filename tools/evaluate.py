@@ -1,4 +1,5 @@
-"""python tools/evaluate.py CHECKPOINT --data DATA [--region RECORD:FROM-TO] [--patch-factor F] [--output FILE]
+"""python tools/evaluate.py CHECKPOINT --data DATA [--region RECORD:FROM-TO] [--patch-factor F] [--annotation NAME]
+    [--output FILE]
 
 Bits per base of a model on sequences, in overlapping windows, as JSON. CHECKPOINT is a run folder or a checkpoint;
 DATA is a FASTA file or the path of a dataset without its suffix. With --reconstruction: also how many patches the
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from hyena_blt_savanna.data.whole_files import write_whole
-from hyena_blt_savanna.evaluation.bits_per_base import documents_of, evaluate_bits_per_base
+from hyena_blt_savanna.evaluation.bits_per_base import documents_of, evaluate_bits_per_base, stored_patches
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 from hyena_blt_savanna.evaluation.reconstruction import evaluate_reconstruction
 
@@ -32,11 +33,14 @@ def main() -> int:
     parser.add_argument("--batch-windows", type=int, default=4, help="windows of one pass")
     parser.add_argument("--reconstruction", action="store_true", help="what the vectors of patches keep")
     parser.add_argument("--patch-factor", type=float, help="multiplies the limit of the rule: 0.5 for shorter patches")
+    parser.add_argument("--annotation", help="the dataset's stored boundaries, in place of those of the patcher")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     given = parser.parse_args()
     try:
         model = HyenaBLTModel.load_from_checkpoint(given.checkpoint, given.device)
+        if given.annotation is not None and (given.patch_factor is not None or given.reconstruction):
+            raise ValueError("--annotation reads stored boundaries: leave --patch-factor and --reconstruction out")
         if given.patch_factor is not None:
             model = model.with_patches(given.patch_factor)
         sizes = (given.window_bases, given.overlap_bases, given.batch_windows)
@@ -45,7 +49,9 @@ def main() -> int:
         if given.reconstruction:
             found = evaluate_reconstruction(model, documents_of(given.data, given.region), *sizes)
             figures["reconstruction"] = found.to_dict()
-        figures = evaluate_bits_per_base(model, documents_of(given.data, given.region), *sizes).to_dict() | figures
+        patches = None if given.annotation is None else stored_patches(given.data, given.annotation)
+        documents = documents_of(given.data, given.region)
+        figures = evaluate_bits_per_base(model, documents, *sizes, patches=patches).to_dict() | figures
         if given.patch_factor is not None:
             figures = {"patch_factor": given.patch_factor} | figures
         text = json.dumps({"checkpoint": str(given.checkpoint), "data": str(given.data), **figures}, indent=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.data.boundaries import BoundaryReader
 from hyena_blt_savanna.data.fasta import read_fasta, read_region
 from hyena_blt_savanna.data.indexed import IndexedReader, index_path
 from hyena_blt_savanna.data.regions import Region
+from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.evaluation.scoring import patch_lengths_of, reads_patches, score_windows
 from hyena_blt_savanna.evaluation.sequences import scored_bases, without_end
 from hyena_blt_savanna.evaluation.windows import ScoredWindow, check_window, overlapping_windows
@@ -135,11 +138,12 @@ def evaluate_bits_per_base(
     window_bases: int | None = None,
     overlap_bases: int | None = None,
     batch_windows: int = 4,
+    patches: Iterable[NDArray[np.int32]] | None = None,
 ) -> BitsPerBase:
     """Scores documents in overlapping windows (see `windows`), each base of A, C, G, T once.
 
-    Boundaries are found over each whole document by the model's own patcher. The end of a document is not part of
-    the figures, and neither are tags, marks and other letters.
+    Boundaries are found over each whole document by the model's own patcher, unless they are given. The end of a
+    document is not part of the figures, and neither are tags, marks and other letters.
 
     Args:
         model: the model.
@@ -147,9 +151,12 @@ def evaluate_bits_per_base(
         window_bases: of a window; by default the longest that the model was trained on, if it knows.
         overlap_bases: least context of each base behind the first window's; by default half of a window.
         batch_windows: windows in one pass; a matter of speed and memory only.
+        patches: int32 [P] for each document, lengths of its patches without an end-of-document byte (see
+            `stored_patches`): for a model without a patcher; not read for a model that reads no boundaries.
 
     Raises:
-        EvaluationError: there is nothing to score, or no window in a pass.
+        EvaluationError: there is nothing to score, no window in a pass, or a given patch is longer than the model has
+            places for.
         WindowError: the overlap doesn't fit the window.
         NoPatcherError: the model needs a patcher and has none.
     """
@@ -162,9 +169,10 @@ def evaluate_bits_per_base(
     sums = _Sums()
 
     def windows() -> Iterator[ScoredWindow]:
+        given = None if patches is None or not reads_patches(model) else iter(patches)
         for document in documents:
             bases = without_end(document)
-            lengths = patch_lengths_of(model, bases)
+            lengths = patch_lengths_of(model, bases) if given is None else _fitting(model, next(given))
             sums.num_records += 1
             sums.num_patches += len(lengths)
             yield from overlapping_windows(bases, lengths, window_bases, overlap_bases)
@@ -172,6 +180,17 @@ def evaluate_bits_per_base(
     for window, log_likelihoods in score_windows(model, windows(), batch_windows):
         sums.add(window.bases[window.first_scored :], window.counts, log_likelihoods)
     return sums.result(reads_patches(model), window_bases, overlap_bases)
+
+
+def _fitting(model: HyenaBLTModel, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+    places = patch_places(model.config)
+    assert places is not None
+    if lengths.max(initial=0) > places[1]:
+        raise EvaluationError(
+            f"the stored boundaries have a patch of {lengths.max()} bases, and the model has places for {places[1]}: "
+            "name the annotation that it was trained on, or one with shorter patches"
+        )
+    return lengths
 
 
 def ngram_bits_per_base(ngram: NgramModel, documents: Iterable[Bytes]) -> BitsPerBase:
@@ -238,3 +257,24 @@ def dataset_documents(prefix: Path) -> Iterator[Bytes]:
     """
     reader = IndexedReader(prefix)
     return (reader.document(index) for index in range(reader.num_documents))
+
+
+def stored_patches(prefix: Path, annotation: str) -> Iterator[NDArray[np.int32]]:
+    """Lengths of the patches of each document of a dataset, forward strand, as they are stored beside it.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+        annotation: name of the patch boundaries.
+
+    Yields:
+        int32 [P]; they sum to the document's bases without its end-of-document byte.
+
+    Raises:
+        DataError: the boundaries are missing, broken, or of other data.
+    """
+    reader, boundaries = IndexedReader(prefix), BoundaryReader(prefix, annotation)
+    for start, stop in itertools.pairwise(reader.document_starts.tolist()):
+        _, lengths = boundaries.patches(start, stop)
+        # The end of a document is the last base of its last patch, and may be alone in it.
+        lengths[-1] -= stop - start - len(without_end(reader.stream[start:stop]))
+        yield lengths[lengths > 0]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.manifest import read_annotation_manifest
@@ -29,11 +29,9 @@ from hyena_blt_savanna.model.flops import BACKWARD_RATIO, count_flops, linear
 from hyena_blt_savanna.nucleotides import BASES
 from hyena_blt_savanna.patching.annotate import patcher_folder
 from hyena_blt_savanna.patching.entropy_models import read_settings
+from hyena_blt_savanna.patching.neural import NeuralConfig
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.patching.patcher import MODEL_FILE
-
-if TYPE_CHECKING:
-    from hyena_blt_savanna.patching.neural import NeuralConfig
 
 _READ, _COUNT, _CONTEXT, _SAMPLE = 3, 3, 36, 100
 
@@ -140,9 +138,6 @@ def ngram_flops(config: NgramConfig, num_bases: int, num_folds: int) -> float:
 
 
 def _neural_config(path: Path) -> NeuralConfig:
-    # Imported here because torch takes seconds, and most annotations don't need it.
-    from hyena_blt_savanna.patching.neural import NeuralConfig
-
     return NeuralConfig.parse(read_settings(path), str(path))
 
 
