@@ -13,6 +13,8 @@ from hyena_blt_savanna.data.genomes import fetch_genome, load_genomes
 from hyena_blt_savanna.data.manifest import read_annotation_manifest
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_flops import annotation_flops
+from hyena_blt_savanna.patching.control import permute_annotation
 from hyena_blt_savanna.quality.config import AnnotationChoice, Benchmark
 from hyena_blt_savanna.quality.held_out import HeldOut, find_held_out
 from hyena_blt_savanna.quality.recipe import Boundaries, EntropyCost
@@ -107,13 +109,12 @@ class Datasets:
             annotate_dataset(choice.to_annotation_config(data))
             source = choice
         else:
-            # Imported here because permuted annotations are the exception.
-            from hyena_blt_savanna.patching.control import permute_annotation
-
             source = self._benchmark.annotations[choice.permute]
             annotate_dataset(source.to_annotation_config(data))
             permute_annotation(data, source.name, choice.name, choice.seed)
         statistics = read_annotation_manifest(data / "train", choice.name).statistics["forward"]
         squares = sum(count * (length - statistics.mean_bases) ** 2 for length, count in statistics.histogram.items())
         spread = math.sqrt(squares / statistics.num_patches)
-        return Boundaries(choice.name, statistics.mean_bases, spread, EntropyCost())
+        spent = annotation_flops(data, choice.name)
+        cost = EntropyCost(spent.flops_per_base, spent.fixed_flops, spent.num_bases)
+        return Boundaries(choice.name, statistics.mean_bases, spread, cost)
