@@ -65,8 +65,8 @@ class HNetConfig(Config):
         """Operations of a forward pass over one sequence: the main network's parts, and `encoder`, `router`,
         `residual`, `running_mean`, `decoder`, `head`.
 
-        Query, key and residual are maps of D by D at each base. The running mean is products of SCAN_BLOCK by
-        SCAN_BLOCK at each chunk and channel.
+        Query, key and residual are maps of D by D at each base. The running mean is a product of S by S for each S =
+        SCAN_BLOCK chunks and each channel; then the same over what blocks hand on, S times fewer, and so on.
 
         Args:
             num_bases: L.
@@ -81,7 +81,7 @@ class HNetConfig(Config):
             "encoder": sum(self.encoder.flops(num_bases).values()),
             "router": 2 * linear(num_bases - 1, width, width),
             "residual": linear(num_bases, width, width),
-            "running_mean": linear(num_chunks, SCAN_BLOCK, width),
+            "running_mean": linear(num_chunks, SCAN_BLOCK, width) * SCAN_BLOCK / (SCAN_BLOCK - 1),
             "decoder": sum(self.decoder.flops(num_bases).values()),
             "head": linear(num_bases, width, NUM_SCORED),
         }

@@ -30,14 +30,18 @@ PARTS: list[tuple[str, str]] = [
     (r"^HyenaBLT\.decoder\.head$", "head"),
     (r"^HyenaBLT\.decoder\b", "local_decoder"),
     (r"^Isotropic\.(embedding|head)$", "head"),
+    (r"^HNet\.(encoder|decoder|router|residual)\b", r"\1"),
+    (r"^HNet:product$", "running_mean"),
+    (r"^(HNet|KmerTokens)\.head$", "head"),
     (r"\.mixer\.(in|out)_projection$", "projections"),
     (r"\.mlp\b", "mlp"),
     (r"\.(featurizer|operator):shifted$", "short_convolutions"),
     (r"\.(featurizer|operator):fourier$", "fourier_convolutions"),
-    (r"\.operator:product$", "filters"),
+    (r"\.operator(\.implicit_filter\b.*)?:product$", "filters"),
     (r"\.mixer:product$", "attention"),
 ]
-"""Patterns of MODULE or MODULE:KIND, and the part that such operations belong to; the first that matches counts."""
+"""Patterns of MODULE or MODULE:KIND, and the part that such operations belong to, in which \\1 stands for a
+pattern's group; the first that matches counts."""
 
 
 def count_by_part(model: nn.Module, *inputs: Any) -> dict[str, float]:
@@ -77,8 +81,9 @@ def count_by_module(run: Callable[[], Any], all_pairs: bool = False) -> dict[tup
 
 def _part(module: str, kind: str) -> str:
     for pattern, part in PARTS:
-        if re.search(pattern, module) or re.search(pattern, f"{module}:{kind}"):
-            return part
+        found = re.search(pattern, module) or re.search(pattern, f"{module}:{kind}")
+        if found:
+            return found.expand(part)
     return module
 
 
