@@ -75,9 +75,9 @@ def _run(given: argparse.Namespace) -> int:
     code = 0
     if not given.render:
         began = time.monotonic()
-        datasets = Datasets(benchmark, work, given.genomes)
         num_threads = max(1, (os.cpu_count() or 1) // given.workers)
         torch.set_num_threads(num_threads)
+        datasets = Datasets(benchmark, work, given.genomes, num_threads)
         runner = TrialRunner(plan, datasets, results, work, command, num_threads, given.keep)
         if given.only is None:
             for genome in benchmark.config.genomes:

@@ -18,6 +18,15 @@ from hyena_blt_savanna.patching.annotate import AnnotationConfig
 CONTENDERS = "contenders"
 
 
+class NeuralChoice(Config):
+    """A neural entropy model, trained out of fold on the genome that it cuts."""
+
+    recipe: list[str] = Field(min_length=1)
+    """Files and key=value of launch/entropy_model.sh."""
+    folds: int = Field(2, ge=2)
+    """Models that leave a stretch of the training data out."""
+
+
 class AnnotationChoice(Config):
     """Patch boundaries that a contender is trained and scored with."""
 
@@ -29,12 +38,22 @@ class AnnotationChoice(Config):
     """Another annotation, of whose lengths this one is a random permutation; in place of recipe."""
     seed: int = 0
     """Of the permutation."""
+    neural: NeuralChoice | None = None
+    """What launch/entropy_model.sh does; in place of recipe."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if (self.recipe is None) == (self.permute is None):
-            raise ValueError("give either recipe or permute, and not both")
+        if [self.recipe, self.permute, self.neural].count(None) != 2:
+            raise ValueError("give one of recipe, permute and neural")
         return self
+
+    def tree(self) -> dict[str, Any]:
+        """How these boundaries come about, as plain values."""
+        if self.permute is not None:
+            return {"name": self.name, "permute": self.permute, "seed": self.seed}
+        if self.neural is not None:
+            return {"name": self.name, "neural": merge(self.neural.recipe), "folds": self.neural.folds}
+        return {"name": self.name, "recipe": merge(self.recipe or [])}
 
     def to_annotation_config(self, data: Path) -> AnnotationConfig:
         """What tools/annotate_patches.py would be told.
@@ -237,12 +256,7 @@ class Benchmark:
         if choice is None:
             return None
         chain = [choice] if choice.permute is None else [choice, self.annotations[choice.permute]]
-        return [
-            {"name": link.name, "recipe": merge(link.recipe)}
-            if link.recipe is not None
-            else {"name": link.name, "permute": link.permute, "seed": link.seed}
-            for link in chain
-        ]
+        return [link.tree() for link in chain]
 
 
 def digest_of(tree: Any) -> str:
@@ -273,7 +287,9 @@ def _collect_annotations(contenders: dict[str, ContenderConfig]) -> dict[str, An
                 "give it a name of its own"
             )
     for choice in choices.values():
-        if choice.permute is not None and (choice.permute not in choices or choices[choice.permute].recipe is None):
+        if choice.permute is not None and (
+            choice.permute not in choices or choices[choice.permute].permute is not None
+        ):
             raise ConfigError(
                 f"annotation {choice.name!r} permutes {choice.permute!r}, which is the annotation of no contender: "
                 "add a contender that is trained on it to a group"

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.genomes import fetch_genome, load_genomes
 from hyena_blt_savanna.data.manifest import read_annotation_manifest
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 from hyena_blt_savanna.patching.annotate import annotate_dataset
-from hyena_blt_savanna.patching.annotation_flops import annotation_flops
+from hyena_blt_savanna.patching.annotation_flops import ModelTraining, annotation_flops
 from hyena_blt_savanna.patching.control import permute_annotation
-from hyena_blt_savanna.quality.config import AnnotationChoice, Benchmark
+from hyena_blt_savanna.quality.config import AnnotationChoice, Benchmark, NeuralChoice, digest_of
 from hyena_blt_savanna.quality.held_out import HeldOut, find_held_out
+from hyena_blt_savanna.quality.processes import last_line, run_process
 from hyena_blt_savanna.quality.recipe import Boundaries, EntropyCost
 from hyena_blt_savanna.training.run_config import RunConfig
 
@@ -30,9 +32,15 @@ class Datasets:
         benchmark: what is compared.
         work: folder for the data.
         genomes: folders to look for FASTA files in.
+        num_threads: of the training of a neural entropy model.
+
+    Attributes:
+        stop: ends such a training when set; it can go on.
     """
 
-    def __init__(self, benchmark: Benchmark, work: Path, genomes: Sequence[Path] = ()) -> None:
+    def __init__(self, benchmark: Benchmark, work: Path, genomes: Sequence[Path] = (), num_threads: int = 1) -> None:
+        self.stop = threading.Event()
+        self._num_threads = num_threads
         self._benchmark = benchmark
         self._work = work
         self._genomes = list(genomes)
@@ -55,6 +63,7 @@ class Datasets:
 
         Raises:
             ValueError: the recipe of the annotation has mistakes, or can't be followed.
+            StoppedError: `stop` was set.
         """
         with self._lock:
             choice = self._benchmark.contenders[contender].annotation
@@ -105,16 +114,29 @@ class Datasets:
         return folder
 
     def _annotate(self, choice: AnnotationChoice, data: Path) -> Boundaries:
-        if choice.permute is None:
-            annotate_dataset(choice.to_annotation_config(data))
-            source = choice
+        source = self._benchmark.annotations[choice.permute] if choice.permute is not None else choice
+        training = None
+        if source.neural is not None:
+            training = self._annotate_neural(source.name, source.neural, data)
         else:
-            source = self._benchmark.annotations[choice.permute]
             annotate_dataset(source.to_annotation_config(data))
+        if choice.permute is not None:
             permute_annotation(data, source.name, choice.name, choice.seed)
         statistics = read_annotation_manifest(data / "train", choice.name).statistics["forward"]
         squares = sum(count * (length - statistics.mean_bases) ** 2 for length, count in statistics.histogram.items())
         spread = math.sqrt(squares / statistics.num_patches)
-        spent = annotation_flops(data, choice.name)
-        cost = EntropyCost(spent.flops_per_base, spent.fixed_flops, spent.num_bases)
+        spent = annotation_flops(data, choice.name, training)
+        cost = EntropyCost(spent.total / spent.num_bases, spent.num_bases)
         return Boundaries(choice.name, statistics.mean_bases, spread, cost)
+
+    def _annotate_neural(self, name: str, neural: NeuralChoice, data: Path) -> ModelTraining:
+        run = self._work / "entropy" / f"{data.name}.{name}.{digest_of(merge(neural.recipe))[:8]}"
+        log = run / "entropy_model.log"
+        logger.info("%s: training the entropy models of %s", data, name)
+        command = ["bash", "launch/entropy_model.sh", str(data.resolve()), str(run.resolve()), *neural.recipe]
+        settings = {"FOLDS": str(neural.folds), "ANNOTATION": name}
+        code = run_process(command, log, self._num_threads, self.stop, settings)
+        if code != 0:
+            raise DataError(f"launch/entropy_model.sh ended with code {code}, see {log}: {last_line(log)}")
+        [stage] = RunConfig.load([run / "whole" / "config.yaml"]).training.stages
+        return ModelTraining(stage.steps, stage.batch_windows, stage.window_bases)

@@ -13,7 +13,8 @@ from hyena_blt_savanna.quality.results import Results, TrialResult
 from hyena_blt_savanna.quality.table import GenomeTable
 
 _NOTES = """\
-C is {budget:.3g} operations a training: {multiply} of forward and backward passes, and those that found the patches.
+C is {budget:.3g} operations a training: {multiply} of forward and backward passes, and those that found the patches,
+the making of the entropy model included, spread over the first epoch.
 Each contender's rate is the one of {rates} with the fewest bits per base on the validation windows after {share:g} C.
 Bits per base are those of the test stretch: windows of the training's length, {skipped} bases at the start of each left
 out, the same bases for every contender; windows with {duplicate} bases or more in common with the training data, on

@@ -16,21 +16,19 @@ from hyena_blt_savanna.training.schedule import StageConfig
 
 @dataclass(frozen=True)
 class EntropyCost:
-    """What finding patch boundaries costs.
+    """What finding patch boundaries costs: spread over the first epoch, later ones read them for nothing.
 
     Attributes:
-        flops_per_base: to read a base once with the entropy model.
-        fixed_flops: to make the model, charged whole to each training.
-        num_bases: bases that are read, on all strands: later epochs cost nothing.
+        flops_per_base: to make the entropy model and to read with it, divided by the bases that are read.
+        num_bases: of an epoch, on all strands.
     """
 
     flops_per_base: float = 0.0
-    fixed_flops: float = 0.0
     num_bases: float = float("inf")
 
     def flops(self, num_trained_bases: float) -> float:
         """Operations charged to a training on so many bases."""
-        return self.fixed_flops + self.flops_per_base * min(num_trained_bases, self.num_bases)
+        return self.flops_per_base * min(num_trained_bases, self.num_bases)
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,9 @@ def affordable_bases(budget_flops: float, flops_per_base: float, cost: EntropyCo
         flops_per_base: of the model.
         cost: of finding the patches.
     """
-    left = budget_flops - cost.fixed_flops
-    bases = left / (flops_per_base + cost.flops_per_base)
+    bases = budget_flops / (flops_per_base + cost.flops_per_base)
     if bases > cost.num_bases:
-        bases = (left - cost.num_bases * cost.flops_per_base) / flops_per_base
+        bases = (budget_flops - cost.num_bases * cost.flops_per_base) / flops_per_base
     return bases
 
 

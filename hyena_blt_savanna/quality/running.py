@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,6 +21,7 @@ from hyena_blt_savanna.model.kmers import KmerTables
 from hyena_blt_savanna.quality.config import digest_of, flatten
 from hyena_blt_savanna.quality.datasets import Datasets
 from hyena_blt_savanna.quality.plan import Plan, Trial
+from hyena_blt_savanna.quality.processes import StoppedError, last_line, run_process
 from hyena_blt_savanna.quality.recipe import Boundaries, TrainingPlan, plan_training
 from hyena_blt_savanna.quality.results import (
     CurvePoint,
@@ -41,19 +37,12 @@ from hyena_blt_savanna.training.pretrain import DIVERGED
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 _LAUNCH = 'source launch/env.sh && exec "$PYTHON" tools/train.py "$1"'
 _POLL_SECONDS = 0.2
-_PATIENCE_SECONDS = 20.0
-_TERMINATED = -signal.SIGTERM
 
 
 class TrialFailedError(RuntimeError):
     """A training that ended without a result; the message names its log."""
-
-
-class StoppedError(RuntimeError):
-    """A training that was stopped, and can go on."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class TrialRunner:
         self._config_path = config_path
         self._num_threads = num_threads
         self._keep = keep
-        self._stop = threading.Event()
+        self._stop = datasets.stop
 
     def stop(self) -> None:
         """Ends the running trainings; they resume from their newest checkpoints."""
@@ -168,43 +157,11 @@ class TrialRunner:
         config = folder / "run.yaml"
         config.write_text(yaml.safe_dump(training.config.to_dict(), sort_keys=False))
         log = folder / "train.log"
-        environment = {
-            **os.environ,
-            "PYTHON": sys.executable,
-            "NUM_RANKS": "1",
-            "OMP_NUM_THREADS": str(self._num_threads),
-        }
-        with log.open("a") as output:
-            process = subprocess.Popen(
-                ["bash", "-c", _LAUNCH, "train", str(config.resolve())],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # A Ctrl-C at the terminal reaches the benchmark only, which then ends its trainings.
-                start_new_session=True,
-            )
-            code = self._await(process)
+        command = ["bash", "-c", _LAUNCH, "train", str(config.resolve())]
+        code = run_process(command, log, self._num_threads, self._stop)
         if code in (0, DIVERGED):
             return code == 0
-        if self.is_stopped:
-            raise StoppedError(folder.name)
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        raise TrialFailedError(f"the training ended with code {code}, see {log}: {''.join(last)}")
-
-    def _await(self, process: subprocess.Popen[bytes]) -> int:
-        while True:
-            try:
-                return process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                if not self.is_stopped:
-                    continue
-            process.terminate()
-            try:
-                return process.wait(_PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return process.wait()
+        raise TrialFailedError(f"the training ended with code {code}, see {log}: {last_line(log)}")
 
     def _describe(
         self,

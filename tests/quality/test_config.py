@@ -70,7 +70,7 @@ def test_a_permutation_needs_its_source(make_benchmark):
 
 @pytest.mark.parametrize("choice", [{"name": "x"}, {"name": "x", "recipe": ["a.yaml"], "permute": "y"}])
 def test_an_annotation_has_one_source(choice):
-    with pytest.raises(ConfigError, match="give either recipe or permute, and not both"):
+    with pytest.raises(ConfigError, match="give one of recipe, permute and neural"):
         AnnotationChoice.parse(choice)
 
 
