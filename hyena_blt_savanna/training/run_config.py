@@ -96,6 +96,15 @@ class RunConfig(Config):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """DeepSpeed's own configuration, such as zero_optimization and monitors; passed through."""
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _losses_fit(cls, model: Any) -> Any:
+        if isinstance(model, dict) and "auxiliary" in model and model.get("kind", "hyena_blt") != "hyena_blt":
+            raise ValueError(
+                f"auxiliary losses are for kind hyena_blt, and kind is {model['kind']}: leave model.auxiliary out"
+            )
+        return model
+
     @field_validator("deepspeed")
     @classmethod
     def _not_ours(cls, block: dict[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_losses_are_for_a_model_of_stored_patches(toy_config: Path, tmp_path: Pa
     tree["model"] = {"kind": "isotropic", "stack": {"width": 16, "blocks": ["hyena_se"]}}
     path = tmp_path / "isotropic.yaml"
     path.write_text(yaml.safe_dump(tree))
-    with pytest.raises(ConfigError, match=r"model.*auxiliary"):
+    with pytest.raises(ConfigError, match=r"model: auxiliary losses are for kind hyena_blt, and kind is isotropic"):
         RunConfig.load([path, "run=x", ENTROPY])
 
 
