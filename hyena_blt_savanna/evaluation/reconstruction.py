@@ -154,7 +154,8 @@ def evaluate_reconstruction(
     """
     began = time.perf_counter()
     if not isinstance(model.module, HyenaBLT):
-        raise EvaluationError("the model reads single bases: it has no patches to reconstruct")
+        kind = model.config.to_dict()["kind"]
+        raise EvaluationError(f"model.kind is {kind}: it has no vectors of patches to reconstruct; take a hyena_blt")
     if window_bases is None:
         window_bases = model.window_bases or WINDOW_BASES
     overlap_bases = window_bases // 2 if overlap_bases is None else overlap_bases
