@@ -113,8 +113,14 @@ class NeuralModel:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the network's settings, the precision and the weights."""
-        settings = {"model": self.config.model.to_dict(), "precision": self.config.precision}
+        """SHA-256 of the network's settings, the precision and the weights.
+
+        Settings at their defaults are left out: a setting that is new to a block changes no digest of earlier models.
+        """
+        settings = {
+            "model": self.config.model.model_dump(mode="json", exclude_defaults=True),
+            "precision": self.config.precision,
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name in sorted(self._weights):
             digest.update(name.encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,16 @@ def test_storing(tmp_path: Path) -> None:
     Patcher(checked, BudgetRule(budget_nats=8.0)).save(tmp_path / "patcher")
     patcher = Patcher.load(tmp_path / "patcher")
     assert patcher.segment_sequence("ACGT" * 30).sum() == 120
+
+
+def test_the_digest_reads_no_settings_at_their_defaults() -> None:
+    """A setting that is added to a block must not make strangers of the models that were stored before."""
+    model = build()
+    settings = json.dumps({"model": NETWORK, "precision": "fp32"}, sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
+    for name, weight in sorted(model.tensors().items()):
+        digest.update(name.encode() + weight.astype("<f4").tobytes())
+    assert model.digest == digest.hexdigest()
 
 
 def test_the_digest_is_of_all_that_decides() -> None:
