@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
@@ -19,7 +19,7 @@ class PositionConfig(Config):
     place: bool = False
     """How many bases of its patch precede a base: a vector added to its embedding and, in a decoder without a map for
     each place, one for the base to be predicted."""
-    periods: list[float] = []  # noqa: RUF012
+    periods: list[float] = Field([])
     """Periods in bases, such as 3 (codons), 10.5 (a turn of the helix), 147 (a nucleosome): see `Periods`."""
 
     @field_validator("periods")
