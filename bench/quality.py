@@ -9,6 +9,7 @@ Further key=value change the benchmark's configuration.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import logging
 import os
 import shlex
@@ -49,7 +50,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time; they share the cores")
-    parser.add_argument("--only", metavar="GLOB", help="contenders, or trials, by name")
+    parser.add_argument("--only", metavar="GLOB", help="contenders or trials by name; ngram for the count model")
     parser.add_argument("--list", action="store_true", help="say what there is and what is missing, and train nothing")
     parser.add_argument("--render", action="store_true", help="write the page from the results, and train nothing")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished trainings")
@@ -79,8 +80,8 @@ def _run(given: argparse.Namespace) -> int:
         torch.set_num_threads(num_threads)
         datasets = Datasets(benchmark, work, given.genomes, num_threads)
         runner = TrialRunner(plan, datasets, results, work, command, num_threads, given.keep)
-        if given.only is None:
-            for genome in benchmark.config.genomes:
+        if given.only is None or fnmatch.fnmatch("ngram", given.only):
+            for genome in benchmark.trained_genomes:
                 make_ngram_line(benchmark, results, datasets, genome)
         left = None if given.seconds is None else given.seconds - (time.monotonic() - began)
         progress = run_trials(runner, plan, results, given.workers, left)

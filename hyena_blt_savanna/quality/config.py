@@ -155,7 +155,7 @@ class QualityConfig(Config):
     """Contenders in the pictures; null: those of the first group."""
     pairs: list[tuple[str, str]] = Field(default_factory=list)
     """Further contenders to compare: the first with the second."""
-    ngram_orders: list[PositiveInt] = Field([8, 10, 11, 12, 13, 14, 16])
+    ngram_orders: list[PositiveInt] = Field([8, 10, 11, 12, 13, 14])
     """Orders of the count model whose best one, on the validation stretch, is drawn as a line; empty for none."""
 
     @field_validator("rates", "multiples")
@@ -232,6 +232,11 @@ class Benchmark:
     def drawn(self) -> list[str]:
         """Contenders in the pictures."""
         return self.config.drawn if self.config.drawn is not None else self.config.groups[0].contenders
+
+    @property
+    def trained_genomes(self) -> list[str]:
+        """Genomes that a group is trained on."""
+        return [name for name in self.config.genomes if any(name in self.genomes_of(g) for g in self.config.groups)]
 
     def seeds(self, contender: str, genome: str) -> list[int]:
         """Seeds of all groups that train this contender on this genome."""

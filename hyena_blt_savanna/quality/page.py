@@ -41,7 +41,8 @@ def write_page(plan: Plan, results: Results, command: str) -> Path:
     config = plan.benchmark.config
     fresh, stale = results.fresh(plan)
     tables = [
-        GenomeTable(plan, fresh, genome, read_ngram_line(plan.benchmark, results, genome)) for genome in config.genomes
+        GenomeTable(plan, fresh, genome, read_ngram_line(plan.benchmark, results, genome))
+        for genome in plan.benchmark.trained_genomes
     ]
     pictures = draw_curves(results.folder, tables)
     parts = [f"# Quality at equal compute: {config.name}\n", f"Made by `{command}`; one row by `--only NAME`.\n"]

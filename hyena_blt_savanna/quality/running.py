@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
+from hyena_blt_savanna.model.hnet import HNet
 from hyena_blt_savanna.model.kmers import KmerTables
 from hyena_blt_savanna.quality.config import digest_of, flatten
 from hyena_blt_savanna.quality.datasets import Datasets
@@ -32,7 +33,7 @@ from hyena_blt_savanna.quality.results import (
     describe_machine,
     describe_versions,
 )
-from hyena_blt_savanna.quality.scoring import score_checkpoint
+from hyena_blt_savanna.quality.scoring import measure_chunks, score_checkpoint
 from hyena_blt_savanna.training.pretrain import DIVERGED
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,9 @@ class TrialRunner:
                 held_out.test,
                 benchmark.config.held_out.skipped_bases,
             )
+            if isinstance(checkpoint.module, HNet):
+                mean, sd = measure_chunks(checkpoint.module, data / "test", window_bases, held_out.test)
+                boundaries = replace(boundaries, mean_bases=mean, sd_bases=sd)
             result = self._describe(
                 trial,
                 training,

@@ -16,6 +16,7 @@ from hyena_blt_savanna.data.batches import EvaluationWindows, collate
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.windows import Window
 from hyena_blt_savanna.evaluation.native_checkpoint import NativeCheckpoint
+from hyena_blt_savanna.model.hnet import HNet
 from hyena_blt_savanna.nucleotides import BASES, Bytes
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.training.loss import NATS_PER_BIT, base_nats
@@ -83,6 +84,26 @@ def score_checkpoint(
             nats.append(float(cost[: len(counts)][counts].sum()))
             num_bases.append(int(counts.sum()))
     return WindowScores(list(windows), nats, num_bases)
+
+
+def measure_chunks(model: HNet, prefix: Path, window_bases: int, windows: Sequence[int]) -> tuple[float, float]:
+    """Mean and standard deviation of the lengths of learned chunks.
+
+    Args:
+        model: finds chunks.
+        prefix: path of the dataset without its suffix.
+        window_bases: of a window.
+        windows: their numbers.
+    """
+    reader = EvaluationWindows(prefix, None, "forward", window_bases)
+    lengths = []
+    for index in windows:
+        batch = collate([reader[index]])
+        with torch.no_grad():
+            starts = model.chunk_starts(batch.bases)[0].nonzero()[:, 0]
+        lengths.append(torch.diff(starts, append=torch.tensor([batch.bases.shape[1]])))
+    joined = torch.cat(lengths).double()
+    return float(joined.mean()), float(joined.std(correction=0))
 
 
 def score_ngram(

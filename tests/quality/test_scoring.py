@@ -12,11 +12,12 @@ from torch import nn
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.evaluation.native_checkpoint import NativeCheckpoint
+from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.patching.ngram import NgramConfig
 from hyena_blt_savanna.quality.config import HeldOutConfig
 from hyena_blt_savanna.quality.held_out import choose_windows, find_held_out
-from hyena_blt_savanna.quality.scoring import score_checkpoint, score_ngram
+from hyena_blt_savanna.quality.scoring import measure_chunks, score_checkpoint, score_ngram
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
 from hyena_blt_savanna.testing.toy_training import ToyModel
 
@@ -102,3 +103,15 @@ def test_the_count_model_is_scored_on_these_bases_too(data):
     model = NgramConfig(order=found["order"]).fit(IndexedReader(data / "train").stream)
     costs = -model.log_probabilities(IndexedReader(data / "test").stream)
     assert found["scores"].nats[1] == pytest.approx(float(np.nansum(costs[2 * WINDOW + 10 : 3 * WINDOW])), rel=1e-5)
+
+
+def test_learned_chunks_are_measured_over_all_windows(data, monkeypatch):
+    tree = {"encoder": {"width": 8, "blocks": ["hyena_se"]}, "decoder": {"width": 8, "blocks": ["hyena_se"]}}
+    tree["main_network"] = {"width": 16, "num_heads": 2, "blocks": ["hyena_se"]}
+    model = HNetConfig.parse(tree).build().eval()
+    starts = torch.zeros(1, WINDOW + 1, dtype=torch.bool)
+    starts[0, [0, 9, 29]] = True
+    monkeypatch.setattr(model, "chunk_starts", lambda bases: starts)
+    mean, sd = measure_chunks(model, data / "test", WINDOW, [1, 2])
+    lengths = [9, 20, WINDOW + 1 - 29] * 2
+    assert (mean, sd) == (pytest.approx(np.mean(lengths)), pytest.approx(np.std(lengths)))
