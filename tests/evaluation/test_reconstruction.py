@@ -149,7 +149,7 @@ def test_wrong_bases_by_a_plain_loop():
 
 
 def test_what_has_no_patches_is_refused(model_of, model):
-    with pytest.raises(EvaluationError, match="model.kind is isotropic: it has no vectors of patches"):
+    with pytest.raises(EvaluationError, match=r"model\.kind is isotropic: it has no vectors of patches"):
         evaluate_reconstruction(model_of("isotropic"), [GENOME])
     with pytest.raises(EvaluationError, match="no patch of A, C, G and T alone among"):
         evaluate_reconstruction(model, [np.frombuffer(b"NNNN", np.uint8)])

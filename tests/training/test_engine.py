@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.prediction import split_prediction
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
@@ -191,6 +193,13 @@ MODELS = {
         global_model={"width": 16, "num_heads": 2, "blocks": ["hyena_se", "attention"]},
         auxiliary={"patch_length": 0.7, "entropy": 0.3, "reconstruction": 0.5},
     ),
+    "hnet": HNetConfig(
+        kmers={"sizes": [2, 3]},
+        encoder={"width": 8, "blocks": ["hyena_se"]},
+        main_network={"width": 12, "num_heads": 2, "blocks": ["hyena_se", "attention"]},
+        decoder={"width": 8, "blocks": ["hyena_se"]},
+    ),
+    "kmer_tokens": KmerTokensConfig(word_bases=8, global_model={"width": 8, "blocks": ["hyena_implicit"]}),
     "isotropic": IsotropicConfig(stack={"width": 16, "num_heads": 2, "blocks": ["hyena_se", "hyena_li", "attention"]}),
 }
 
@@ -231,7 +240,7 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     totals = Totals(*sums)
     assert math.isclose(totals.nats_per_base, wanted_loss, rel_tol=1e-6)
     assert math.isclose(totals.auxiliary_nats, wanted_auxiliary, rel_tol=1e-6)
-    assert (totals.auxiliary_nats_per_base is None) == (kind != "auxiliary")
+    assert (totals.auxiliary_nats_per_base is None) == (kind not in ("auxiliary", "hnet"))
     # In evaluation there are logits alone.
     model.eval()
     with torch.no_grad():

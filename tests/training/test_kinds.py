@@ -78,7 +78,6 @@ def test_every_kind_learns(toy_config: Path, words: Path, tmp_path: Path) -> Non
     for kind in MODELS:
         lines = [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if line["kind"] == "training"]
-        assert losses[0] < 1.1 * math.log(5), kind
         # Below a guess among the four bases: it knows more than that there is no end.
         assert losses[-1] < min(losses[0] - 0.05, math.log(4) - 0.01), kind
         [validated] = [line for line in lines if line["kind"] == "validation"]
