@@ -51,8 +51,8 @@ from hyena_blt_savanna.patching.marks import (
 logger = logging.getLogger(__name__)
 
 BLOCK_BASES = 1 << 25
-"""Lengths are exchanged within blocks of so many bases: 300 MB of memory at most. A boundary next to each border of
-two blocks stays where it is."""
+"""Lengths are exchanged within blocks of so many bases: 250 MB of memory at 8 bases a patch. The first boundary of each
+block stays where it is."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
