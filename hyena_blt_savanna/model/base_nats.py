@@ -18,8 +18,9 @@ def base_nats(logits: Tensor, bases: Tensor, class_of_byte: Tensor) -> Tensor:
         float32 [B, L - 1], nats of bases 1 to L - 1; 0 for a base that is never scored.
     """
     classes = class_of_byte[bases[:, 1:]]
-    scores = logits[:, :-1].float().transpose(1, 2)
-    return functional.cross_entropy(scores, classes, ignore_index=-1, reduction="none")
+    # One row a base: with the classes in the middle, torch copies the logits and walks them with a stride.
+    scores = logits[:, :-1].float().flatten(0, 1)
+    return functional.cross_entropy(scores, classes.flatten(), ignore_index=-1, reduction="none").view_as(classes)
 
 
 def weighted_nats(logits: Tensor, bases: Tensor, loss_weights: Tensor, class_of_byte: Tensor) -> Tensor:

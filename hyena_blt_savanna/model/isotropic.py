@@ -13,8 +13,9 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.initialisation import small_init_std
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerTables
+from hyena_blt_savanna.model.scored_classes import class_of_byte
 from hyena_blt_savanna.model.stack import StackConfig
-from hyena_blt_savanna.nucleotides import VOCABULARY_SIZE
+from hyena_blt_savanna.nucleotides import NUM_SCORED, VOCABULARY_SIZE
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 if TYPE_CHECKING:
@@ -30,15 +31,21 @@ class IsotropicConfig(Config):
     """The blocks between embedding and head."""
     kmers: KmerConfig | None = None
     """Tables whose vectors are added to each base's own; null for none."""
-    tied_head: bool = True
-    """Whether the head's weight is the embedding's, as in Evo 2."""
+    head: Literal["tied", "untied", "scored"] = "tied"
+    """tied: logits of all 512 bytes with the embedding's weight, as in Evo 2; untied: with a weight of their own;
+    scored: of A, C, G, T and end of document alone, which at small widths saves a third of all operations."""
     round_vocabulary_to: int = Field(8, gt=0)
-    """The embedding has rows for the vocabulary of 512 rounded up to a multiple of this; the logits have 512."""
+    """The embedding has rows for the vocabulary of 512 rounded up to a multiple of this; so has a head over bytes."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the embedding."""
         return -(-VOCABULARY_SIZE // self.round_vocabulary_to) * self.round_vocabulary_to
+
+    @property
+    def num_head_rows(self) -> int:
+        """Rows of the head."""
+        return NUM_SCORED if self.head == "scored" else self.num_rows
 
     @property
     def reach_bases(self) -> int | None:
@@ -51,8 +58,8 @@ class IsotropicConfig(Config):
     def flops(
         self, num_bases: int, num_patches: int = 0, objective: Objective = "next_base", training: bool = False
     ) -> dict[str, float]:
-        """Operations of a forward pass over one sequence, by part: the stack, and a head over all rows."""
-        return {**self.stack.flops(num_bases), "head": linear(num_bases, self.stack.width, self.num_rows)}
+        """Operations of a forward pass over one sequence, by part: the stack, and all rows of the head."""
+        return {**self.stack.flops(num_bases), "head": linear(num_bases, self.stack.width, self.num_head_rows)}
 
     def build(self, context: ContextParallel = SINGLE_RANK) -> Isotropic:
         """The model with fresh weights, drawn from torch's default generator."""
@@ -60,7 +67,7 @@ class IsotropicConfig(Config):
 
 
 class Isotropic(nn.Module):
-    """Embedding, stack of blocks, head over all 512 byte values.
+    """Embedding, stack of blocks, head over all 512 byte values or those that are scored.
 
     Source: Savanna's `SequenceModel` under `tied` or untied embeddings; Evo 2 (Brixi et al. 2025).
     """
@@ -78,8 +85,9 @@ class Isotropic(nn.Module):
             # The sum of the tables has the standard deviation of a base's own vector.
             nn.init.normal_(self.kmers.weight, std=small_init_std(width) / max(len(self.kmers.sizes), 1) ** 0.5)
         self.stack = config.stack.build(context)
-        self.head = self.embedding if config.tied_head else Embedding(config.num_rows, width)
-        self.register_buffer("class_of_byte", torch.arange(VOCABULARY_SIZE), persistent=False)
+        self.head = self.embedding if config.head == "tied" else Embedding(config.num_head_rows, width)
+        classes = class_of_byte() if config.head == "scored" else torch.arange(VOCABULARY_SIZE)
+        self.register_buffer("class_of_byte", classes, persistent=False)
 
     @property
     def reach_bases(self) -> int | None:
@@ -117,7 +125,7 @@ class Isotropic(nn.Module):
             patch_lengths: not read; taken so that both architectures are called alike.
 
         Returns:
-            [B, L, 512]: logits at t score base t + 1; columns are byte values.
+            [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1.
         """
         logits: Tensor = self.head(self.states(bases))
         return logits[..., :VOCABULARY_SIZE]

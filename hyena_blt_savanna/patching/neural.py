@@ -98,7 +98,7 @@ class NeuralModel:
         self._network.load_state_dict(self._weights)
         self._network.eval().requires_grad_(False)
         head = self._network.head.weight.detach()
-        self._head = head[list(BASES)].float()
+        self._head = head[self._network.class_of_byte[list(BASES)]].float()
         # Filters are taken before the weights are cast: they stay fp32.
         fuse(self._network, self._stream)
         if config.precision == "bf16":

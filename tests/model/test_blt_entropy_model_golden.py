@@ -38,7 +38,7 @@ def weight_of(name: str) -> Tensor:
 def model() -> Isotropic:
     config = IsotropicConfig.parse(
         {
-            "tied_head": False,
+            "head": "untied",
             "stack": {
                 "width": UPSTREAM["dim"],
                 "num_heads": HEADS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.mlp import Activation, GatedMLP, MLPConfig
 from hyena_blt_savanna.model.operators import HyenaConfig
 from hyena_blt_savanna.model.stack import StackConfig
+from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED
 
 ALL = ["hyena_se", "hyena_mr", "hyena_li", "hyena_implicit", "attention"]
 
@@ -241,9 +242,10 @@ def test_mistakes_in_modules_are_named_too() -> None:
     assert list(MIXERS) == ALL
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_isotropic(tied: bool) -> None:
-    model = IsotropicConfig(stack=config(), tied_head=tied, round_vocabulary_to=96).build().double()
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_isotropic(head: Literal["tied", "untied"]) -> None:
+    tied = head == "tied"
+    model = IsotropicConfig(stack=config(), head=head, round_vocabulary_to=96).build().double()
     assert model.embedding.weight.shape == (576, 16)
     assert (model.head is model.embedding) == tied
     bases = torch.randint(0, 256, (2, 30))
@@ -257,6 +259,16 @@ def test_isotropic(tied: bool) -> None:
     assert model.class_of_byte.equal(torch.arange(512))
     states = model.stack(model.embedding(bases))
     torch.testing.assert_close(logits, states @ (model.embedding if tied else model.head).weight[:512].T)
+
+
+def test_a_head_of_the_scored_bytes() -> None:
+    model = IsotropicConfig(stack=config(), head="scored").build().double()
+    bases = torch.randint(0, 256, (2, 30))
+    logits = model(bases)
+    assert logits.shape == (2, 30, NUM_SCORED)
+    torch.testing.assert_close(logits, model.states(bases) @ model.head.weight.T)
+    assert model.class_of_byte[list(SCORED)].tolist() == list(range(NUM_SCORED))
+    assert (model.class_of_byte >= 0).sum() == NUM_SCORED
 
 
 def test_an_architecture_is_read_from_its_own_words() -> None:
