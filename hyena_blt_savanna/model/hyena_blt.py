@@ -18,8 +18,9 @@ from hyena_blt_savanna.model.local_encoder import EncoderConfig, LocalEncoder
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.model.positions import PositionConfig
 from hyena_blt_savanna.model.prediction import Prediction
+from hyena_blt_savanna.model.scored_classes import class_of_byte
 from hyena_blt_savanna.model.stack import StackConfig
-from hyena_blt_savanna.nucleotides import NUM_SCORED, SCORED, VOCABULARY_SIZE
+from hyena_blt_savanna.nucleotides import NUM_SCORED
 
 Objective: TypeAlias = Literal["next_base", "autoencoder"]
 """What a base is predicted from besides the bases before it: what the global model made of the patches before its
@@ -111,7 +112,7 @@ class HyenaBLT(nn.Module):
         self.encoder = LocalEncoder(config.encoder, config.kmers, config.positions, *widths)
         self.global_model = config.global_model.build()
         self.decoder = LocalDecoder(config.decoder, config.positions, *widths)
-        self.register_buffer("class_of_byte", _class_of_byte(), persistent=False)
+        self.register_buffer("class_of_byte", class_of_byte(), persistent=False)
         scale_residual_branches([*self.encoder.blocks, *self.decoder.blocks], config.local_width)
         # Last, so that the other weights are drawn as without.
         self.auxiliary = config.auxiliary.build(*widths)
@@ -184,9 +185,3 @@ class HyenaBLT(nn.Module):
         # The decoder reads one patch behind: with each vector one patch early, a base reads its own patch's.
         early_BPM = torch.cat([patches_BPM[:, 1:], torch.zeros_like(patches_BPM[:, :1])], 1)
         return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0])
-
-
-def _class_of_byte() -> Tensor:
-    classes = torch.full((VOCABULARY_SIZE,), -1, dtype=torch.long)
-    classes[list(SCORED)] = torch.arange(NUM_SCORED)
-    return classes

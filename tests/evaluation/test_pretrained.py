@@ -145,7 +145,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
         load_with(kind="mamba")
     with pytest.raises(PretrainedError, match=r"local_widht: unknown key; did you mean 'local_width'"):
         load_with(local_widht=3)
-    with pytest.raises(PretrainedError, match=r"decoder.head.weight has shape \[5, 12\] instead of \[5, 20\]"):
+    with pytest.raises(PretrainedError, match=r"decoder\.blocks\.0\.norm\.weight has shape \[12\] instead of \[20\]"):
         load_with(local_width=20)
     with pytest.raises(
         PretrainedError, match=r"decoder.blocks.2.narrow.weight is missing; nearest that is there: encoder"
