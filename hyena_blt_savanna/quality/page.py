@@ -13,14 +13,18 @@ from hyena_blt_savanna.quality.results import Results, TrialResult
 from hyena_blt_savanna.quality.table import GenomeTable
 
 _NOTES = """\
-C is {budget:.3g} operations a training: {multiply} of forward and backward passes, and those that found the patches,
-the making of the entropy model included, spread over the first epoch.
-Each contender's rate is the one of {rates} with the fewest bits per base on the validation windows after {share:g} C.
-Bits per base are those of the test stretch: windows of the training's length, {skipped} bases at the start of each left
-out, the same bases for every contender; windows with {duplicate} bases or more in common with the training data, on
-either strand, are not among them. A difference's standard error takes in the windows, pair by pair, and the seeds.
-The last column but two: how many times its compute {baseline} needs for the same bits, between its own trainings on a
-logarithmic scale. Bases a second are those of one training on {threads} thread(s), with others on the same machine.
+C is {budget:.3g} operations a training: multiplications and additions of forward and backward passes, and those that
+found the patches, the making of the entropy model included, spread over the first epoch. Each contender's rate is the
+one of {rates} with the fewest bits per base on the validation windows after {share:g} C.
+
+Bits per base are those of the test stretch, in windows of the training's length: the same bases for every contender,
+without the first {skipped} of a window. Windows that share {duplicate} bases or more with the training data, on either
+strand, are not among them, so that figures of others for the whole stretch, copies included, may be lower. The standard
+error of a difference takes in the windows, pair by pair, and the seeds.
+
+"{baseline}'s compute for it": how many times as many operations {baseline} needs for the same bits, read between its
+own trainings on a logarithmic scale. Bases a second are those of one training on {threads} thread(s), with others on
+the same machine.
 """
 
 
@@ -49,7 +53,6 @@ def write_page(plan: Plan, results: Results, command: str) -> Path:
     parts.append(
         _NOTES.format(
             budget=config.budget_flops,
-            multiply="multiplications and additions",
             rates=", ".join(f"{rate:g}" for rate in config.rates),
             share=config.search_share,
             skipped=config.held_out.skipped_bases,

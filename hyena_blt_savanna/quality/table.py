@@ -11,6 +11,7 @@ from hyena_blt_savanna.quality.plan import Plan
 from hyena_blt_savanna.quality.results import HeldOutScores, TrialResult
 
 Fresh = Mapping[str, TrialResult]
+_LEAST_SHARE = 0.0005
 
 
 class GenomeTable:
@@ -69,7 +70,7 @@ class GenomeTable:
         heads = [
             "contender",
             "parameters, M (tables)",
-            "kFLOPs a base",
+            "kFLOPs a base (more for patches)",
             "patch, bases (sd)",
             "rate",
             f"bits at {share:g} C",
@@ -91,6 +92,9 @@ class GenomeTable:
         if self._lines():
             lines += ["", "| for comparison | bits per base |", "|---|---:|"]
             lines += [_row([label, f"{bits:.4f}"]) for label, bits in self._lines().items()]
+        if self.ngram is not None:
+            counts = ", ".join(f"{number:,} {name}" for name, number in self.ngram["held_out"]["test"].items())
+            lines += ["", f"Test windows: {counts}."]
         pairs = [line for first, second in config.pairs for line in self._pair(first, second)]
         if pairs:
             lines += ["", "| compared at C | bits per base | standard error |", "|---|---:|---:|", *pairs]
@@ -125,7 +129,7 @@ class GenomeTable:
         return [
             definition.title,
             f"{facts['num_parameters'] / 1e6:.2f}" + (f" ({tables / 1e6:.2f})" if tables else ""),
-            f"{facts['flops_per_base'] / 1e3:,.0f}",
+            f"{facts['flops_per_base'] / 1e3:,.0f}" + _share_cell(facts),
             f"{facts['mean_patch_bases']:.2f} ({facts['sd_patch_bases']:.2f})" if "mean_patch_bases" in facts else "",
             rate,
             _bits_cell(self.results(contender, config.search_share)),
@@ -168,6 +172,11 @@ def mean(values: Any) -> float:
     """The mean of at least one number."""
     listed = list(values)
     return float(sum(listed) / len(listed))
+
+
+def _share_cell(facts: Mapping[str, Any]) -> str:
+    share = facts.get("entropy_flops", 0) / (facts["flops_per_base"] * facts["bases"])
+    return f" ({share:+.1%})" if share >= _LEAST_SHARE else ""
 
 
 def _bits(results: Sequence[TrialResult]) -> list[float]:

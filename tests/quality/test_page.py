@@ -8,16 +8,19 @@ import math
 import pytest
 import yaml
 
-from hyena_blt_savanna.quality.config import Benchmark
+from hyena_blt_savanna.quality.config import Benchmark, digest_of
+from hyena_blt_savanna.quality.datasets import Datasets
+from hyena_blt_savanna.quality.ngram_line import make_ngram_line, read_ngram_line
 from hyena_blt_savanna.quality.page import write_page
 from hyena_blt_savanna.quality.plan import Plan, Trial
-from hyena_blt_savanna.quality.results import CurvePoint, HeldOutScores, ResultError, Results, TrialResult
+from hyena_blt_savanna.quality.results import CurvePoint, HeldOutScores, ResultError, Results, TrialResult, write_json
 
 FACTS = {
     "num_parameters": 2_000_000,
     "num_table_parameters": 500_000,
     "flops_per_base": 3000,
     "bases": 4_000_000,
+    "entropy_flops": 2.4e8,
     "bases_per_second": 5000.0,
     "seconds": 800.0,
 }
@@ -80,12 +83,18 @@ def rows(page: str) -> dict[str, list[str]]:
 
 def test_the_table_says_what_the_results_say(filled):
     plan, results = filled
+    config = plan.benchmark.config
+    digest = digest_of([config.genomes["toy"].split.to_dict(), config.ngram_orders, config.held_out.to_dict(), "toy"])
+    about = {"test": {"windows": 9, "taken": 4}}
+    line = {"digest": digest, "order": 2, "held_out": about, "test": {"bits_per_base": 1.955}}
+    write_json(results.folder / "ngram.toy.json", line)
     page = write_page(plan, results, "python bench/quality.py small.yaml").read_text()
     found = rows(page)
     header, hybrid, plain = found["contender"], found["the hybrid one"], found["the plain one"]
     assert len(hybrid) == len(header)
     by_name = dict(zip(header, hybrid, strict=True))
     assert by_name["parameters, M (tables)"] == "2.00 (0.50)"
+    assert by_name["kFLOPs a base (more for patches)"] == "3 (+2.0%)"
     assert by_name["rate"] == "0.01"
     assert by_name["bits at 0.25 C"] == "1.9400"
     assert by_name["bits at C (range of seeds)"] == "1.9000 (1.8980 to 1.9020)"
@@ -98,6 +107,8 @@ def test_the_table_says_what_the_results_say(filled):
     assert by_name["less plain"] == ""
     assert found["the hybrid one, less the plain one"] == ["-0.0400", "0.0028"]
     assert found["another program"] == ["1.9500"]
+    assert found["n-gram of order 2, the same bases"] == ["1.9550"]
+    assert "Test windows: 9 windows, 4 taken." in page
     for name in ("flops", "seconds", "bases"):
         assert f"({name}.png)" in page
         assert (results.folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -158,3 +169,21 @@ def test_results_are_plain_json_without_places(filled):
         text = path.read_text()
         assert "/" not in json.dumps(json.loads(text)["recipe"])
         assert len(text.splitlines()) < 80
+
+
+def test_the_count_model_is_fitted_once_and_read_back(make_benchmark, tmp_path):
+    benchmark, results = Benchmark.load(make_benchmark()), Results(tmp_path / "results")
+    assert read_ngram_line(benchmark, results, "toy") is None
+    make_ngram_line(benchmark, results, Datasets(benchmark, tmp_path / "work"), "toy")
+    line = read_ngram_line(benchmark, results, "toy")
+    assert line is not None
+    assert line["order"] in (1, 2)
+    assert 1.9 < line["test"]["bits_per_base"] < 2.1
+    assert line["held_out"]["test"]["taken"] == len(line["test"]["windows"])
+    path = results.folder / "ngram.toy.json"
+    before = path.stat().st_mtime_ns
+    make_ngram_line(benchmark, results, Datasets(benchmark, tmp_path / "work"), "toy")
+    assert path.stat().st_mtime_ns == before
+    path.write_text("{}")
+    with pytest.raises(ResultError, match=r"ngram\.toy\.json: can't be read: KeyError"):
+        read_ngram_line(benchmark, results, "toy")
