@@ -138,3 +138,6 @@ def test_what_is_the_same_in_all() -> None:
         assert configs[name].kmers == quickstart.kmers
     for name in ("isotropic_no_tables", "transformer", "hyenadna"):
         assert configs[name].kmers is None
+    # Nobody pays for logits of bytes that are never scored.
+    for name in ("isotropic", "isotropic_no_tables", "transformer", "hyenadna"):
+        assert configs[name].head == "scored"
