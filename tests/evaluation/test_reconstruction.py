@@ -30,7 +30,7 @@ def half_trained(hybrid_config) -> HyenaBLT:
     torch.manual_seed(0)
     module = hybrid_config.build()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-    for step in range(35):
+    for step in range(21):
         bases = torch.from_numpy(UPPER[random_genome(1025, seed=100 + step)].astype(np.int64))[None]
         classes = module.class_of_byte[bases[:, 1:]]
         logits = module.reconstruct(bases, torch.tensor([[1, *[8, 4, 3, 1] * 64]]))[:, :-1]
