@@ -128,7 +128,7 @@ class QualityConfig(Config):
     budget_flops: PositiveFloat
     """C: operations of one training, the entropy model's included."""
     multiples: list[PositiveFloat] = Field([1.0], min_length=1)
-    """Budgets of the final trainings, in units of budget_flops."""
+    """Budgets of the final trainings, in units of budget_flops; all seeds but the first take the first one alone."""
     rates: list[PositiveFloat] = Field(min_length=1)
     """Learning rates that are tried for each contender."""
     search_share: float = Field(0.25, gt=0, le=1)

@@ -65,7 +65,8 @@ class Plan:
         return [
             Trial(contender, genome, seed, multiple, lr)
             for seed in seeds
-            for multiple in (with_search if seed == seeds[0] else multiples)
+            # The other budgets draw a curve, for which one seed is enough.
+            for multiple in (with_search if seed == seeds[0] else multiples[:1])
         ]
 
     def chosen_rate(self, contender: str, genome: str, outcomes: Mapping[str, float]) -> float | None:

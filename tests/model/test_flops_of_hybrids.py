@@ -14,14 +14,14 @@ from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.testing.flop_counting import count_by_part
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-QUICKSTART = CONFIGS / "model" / "quickstart.yaml"
+HYBRID = CONFIGS / "quality" / "models" / "hyena_blt.yaml"
 NUM_PATCHES = 400
 """A square number: the tables of a hyena_li filter are square, and nothing is rounded up."""
 
 
 def config_of(path: Path) -> HyenaBLTConfig:
     """The model of a file, with small tables: look-ups are not counted, and large tables take long to draw."""
-    return HyenaBLTConfig.parse(merge([QUICKSTART, path])["model"] | {"kmers": {"sizes": [2]}})
+    return HyenaBLTConfig.parse(merge([HYBRID, path])["model"] | {"kmers": {"sizes": [2]}})
 
 
 def ragged(config: HyenaBLTConfig) -> tuple[Tensor, Tensor]:

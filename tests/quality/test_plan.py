@@ -50,8 +50,8 @@ def test_seeds_come_one_after_the_other_over_contenders(benchmark_of):
         ("plain", 5, 0.25),
         *(("hybrid", 5, budget) for budget in (1, 2)),
         *(("plain", 5, budget) for budget in (1, 2)),
-        *(("hybrid", 6, budget) for budget in (1, 2)),
-        *(("plain", 6, budget) for budget in (1, 2)),
+        ("hybrid", 6, 1),
+        ("plain", 6, 1),
     ]
 
 

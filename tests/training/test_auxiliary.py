@@ -170,7 +170,7 @@ def test_first_weights_are_of_a_model_with_the_same_losses(toy_config: Path, ann
 
 @pytest.mark.parametrize("name", ["patch_length", "entropy", "reconstruction"])
 def test_each_loss_has_a_row_over_the_quickstart(name: str) -> None:
-    files = [ROOT / "configs/model/quickstart.yaml", ROOT / f"configs/quality/auxiliary/{name}.yaml"]
+    files = [ROOT / "configs/quality/models/hyena_blt.yaml", ROOT / f"configs/quality/auxiliary/{name}.yaml"]
     base, found = (HyenaBLTConfig.parse(merge(chosen)["model"]) for chosen in (files[:1], files))
     assert found.auxiliary.to_dict() == base.auxiliary.to_dict() | {name: 0.1}
     assert found.model_copy(update={"auxiliary": base.auxiliary}) == base
