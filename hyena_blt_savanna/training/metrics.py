@@ -219,7 +219,9 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype, budget_seconds:
         budget_seconds: measured for about this long; the best product counts.
     """
     size = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    # A generator of its own: a run that goes on must find torch's as the checkpoint left it.
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     best = math.inf
     began = time.perf_counter()
     # The first product pays for the library's start.

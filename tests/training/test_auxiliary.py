@@ -30,6 +30,8 @@ from hyena_blt_savanna.training.run_data import RunData
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
 ALL = "model.auxiliary={patch_length: 0.1, entropy: 0.2, reconstruction: 0.3}"
+DROPOUT = "model.kmers.dropout=0.3"
+"""What is drawn after a restart is what would have been drawn without it."""
 ENTROPY = "model.auxiliary.entropy=0.1"
 LAST = "checkpoints/step_00000006"
 HEADS = {f"auxiliary.{name}.{kind}" for name in ("patch_length", "entropy") for kind in ("weight", "bias")}
@@ -61,14 +63,14 @@ def training_lines(run: Path) -> list[dict]:
 @pytest.mark.slow
 def test_a_run_with_all_losses_goes_on_bit_for_bit(toy_config: Path, annotated: Path, tmp_path: Path) -> None:
     whole, again, zero3, plain, recut = (tmp_path / name for name in ("whole", "again", "zero3", "plain", "recut"))
-    all_losses = arguments(toy_config, annotated, whole, ALL)
+    all_losses = arguments(toy_config, annotated, whole, ALL, DROPOUT)
     cases = [
         all_losses,
-        arguments(toy_config, annotated, again, ALL),
+        arguments(toy_config, annotated, again, ALL, DROPOUT),
         # As if it had been killed after three steps, in the middle of a logging interval.
         (again / LAST, tmp_path / "undisturbed"),
-        arguments(toy_config, annotated, again, ALL),
-        arguments(toy_config, annotated, zero3, ALL, "deepspeed.zero_optimization.stage=3"),
+        arguments(toy_config, annotated, again, ALL, DROPOUT),
+        arguments(toy_config, annotated, zero3, ALL, DROPOUT, "deepspeed.zero_optimization.stage=3"),
         arguments(toy_config, annotated, plain),
         arguments(
             toy_config, annotated, recut, ALL, "data.cuts={spread: 1.5, static_share: 0.3, blind_patch_bases: [2, 8]}"

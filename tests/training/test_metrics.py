@@ -121,8 +121,10 @@ def test_other_ranks_are_silent(tmp_path, caplog):
 
 
 def test_peak_is_what_large_products_reach():
+    random_state = torch.get_rng_state()
     found = measure_peak_flops(torch.device("cpu"), torch.float32, budget_seconds=0.1)
     assert 1e8 < found < 1e14
+    assert torch.get_rng_state().equal(random_state)
 
 
 def test_flops_of_a_step():
