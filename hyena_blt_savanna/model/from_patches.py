@@ -2,7 +2,8 @@
 
 A module gets the vectors [B, P, M] that the bases of P patches read, the layout of those N bases, and the states
 [B, N - 1, D] that are to predict them: the one at n predicts base n + 1. What it returns, [B, N, D], is added to the
-states that predict those bases. Which patch's vector stands for which patch is the decoder's affair.
+states that predict those bases. Which patch's vector stands for which patch is the decoder's affair. Each configuration
+counts the operations for one row: N bases in P patches of up to J places, from width M to D.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class PlacesConfig(Config):
     kind: Literal["places"] = "places"
     """The name of this way to read."""
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """2 M D a base."""
         return linear(num_bases, patch_width, width)
 
@@ -40,7 +41,7 @@ class BroadcastConfig(Config):
     kind: Literal["broadcast"]
     """The name of this way to read."""
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """2 M D a patch."""
         return linear(num_patches, patch_width, width)
 
@@ -70,10 +71,12 @@ class CrossAttentionConfig(Config):
                 f"from_patches.num_heads = {self.num_heads} does not divide local_width = {width}; choose a divisor"
             )
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
-        """A patch makes V keys and values, 4 M D V; a base a query and a map out, 4 D^2, and 4 D V of attention."""
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
+        """A patch makes V keys and values, 4 M D V, at which J places look, whether there are bases or not, 4 J V D; a
+        base has a query and a map out, 4 D^2.
+        """
         keys_and_values = linear(num_patches, patch_width, 2 * self.num_vectors * width)
-        attention = cross_attention(num_bases, self.num_vectors, width)
+        attention = cross_attention(num_patches * max_patch_bases, self.num_vectors, width)
         return keys_and_values + 2 * linear(num_bases, width, width) + attention
 
     def build(self, width: int, patch_width: int, max_patch_bases: int) -> CrossAttention:

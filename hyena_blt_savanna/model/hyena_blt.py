@@ -67,9 +67,10 @@ class HyenaBLTConfig(Config):
 
         The decoder reads for one base more than is given, the one behind, and for one patch more: the start vector.
         """
-        width, patch_width = self.local_width, self.global_model.width
-        into = self.encoder.to_patches.flops(num_bases, num_patches, width, patch_width)
-        out_of = self.decoder.from_patches.flops(num_bases + 1, num_patches + 1, width, patch_width)
+        width = self.local_width
+        sizes = (width, self.global_model.width, self.max_patch_bases)
+        into = self.encoder.to_patches.flops(num_bases, num_patches, *sizes)
+        out_of = self.decoder.from_patches.flops(num_bases + 1, num_patches + 1, *sizes)
         periods = flops.linear(num_bases, 2 * len(self.positions.periods), width)
         parts = {
             **(self.global_model.flops(num_patches) if objective == "next_base" else {}),
@@ -79,7 +80,6 @@ class HyenaBLTConfig(Config):
         }
         if training and objective == "next_base" and self.auxiliary.inputs:
             once_more = parts["local_decoder"] + parts["head"]
-            sizes = (width, patch_width, self.max_patch_bases)
             parts["auxiliary"] = self.auxiliary.flops(num_bases, num_patches, *sizes, once_more)
         return parts
 

@@ -1,7 +1,8 @@
 """From the states of a patch's bases to the patch's vector: the ways that an encoder can pool.
 
 All are causal in patches: a vector knows the bases of its own patch and what their states know, nothing of later ones.
-A module maps states [B, L, D] and their layout to [B, P, M]; what it gives a padded patch is finite, and not read.
+A module maps states [B, L, D] and their layout to [B, P, M]; what it gives a padded patch is finite, and not read. Each
+configuration counts the operations for one row: L bases in P patches of up to J places, from width D to M.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class PlacesConfig(Config):
     kind: Literal["places"] = "places"
     """The name of this way to pool."""
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """2 D M a base."""
         return linear(num_bases, width, patch_width)
 
@@ -54,11 +55,13 @@ class CrossAttentionConfig(Config):
                 f"to_patches.num_heads = {self.num_heads} does not divide local_width = {width}; choose a divisor"
             )
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
-        """A base has Q H scores, 2 D Q H, a value, 2 D^2, and a part in Q sums, 2 D Q; a patch a map out, 2 Q D M."""
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
+        """A base has Q H scores, 2 D Q H, and a value, 2 D^2; a patch Q sums over J places, whether there are bases or
+        not, 2 Q J D, and a map out, 2 Q D M.
+        """
         scores = linear(num_bases, width, self.num_queries * self.num_heads)
         values = linear(num_bases, width, width)
-        sums = cross_attention(num_bases, self.num_queries, width) / 2
+        sums = cross_attention(num_patches * self.num_queries, max_patch_bases, width) / 2
         return scores + values + sums + linear(num_patches, self.num_queries * width, patch_width)
 
     def build(self, width: int, patch_width: int, max_patch_bases: int) -> CrossAttention:
@@ -72,7 +75,7 @@ class SummaryConfig(Config):
     kind: Literal["summary"]
     """The name of this way to pool."""
 
-    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int) -> float:
+    def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """6 D M a patch."""
         return linear(num_patches, 3 * width, patch_width)
 

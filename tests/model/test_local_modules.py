@@ -160,12 +160,13 @@ def test_every_weight_learns_and_padded_patches_do_no_harm(variant: str) -> None
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_operations_are_those_that_torch_counts(variant: str) -> None:
-    """On full patches: pooling by attention reads the places that a shorter one leaves empty, too."""
-    lengths = torch.full((1, 100), LONGEST, dtype=torch.int32)
+    """On patches of 2 bases where there is room for 6: attention reads the places that stay empty, too."""
+    lengths = torch.full((1, 300), 2, dtype=torch.int32)
     theirs = count_by_part(config(variant).build().eval(), torch.randint(65, 85, (1, 600)), lengths)
-    ours = config(variant).flops(600, 100)
+    ours = config(variant).flops(600, 300)
     for part in ("local_encoder", "local_decoder", "head"):
-        assert theirs[part] == pytest.approx(ours[part], rel=0.02)
+        # The base behind the last one reads a patch, but has no state that asks for it.
+        assert theirs[part] == pytest.approx(ours[part], rel=0.005)
 
 
 def test_only_the_finished_patch_knows_its_length() -> None:
