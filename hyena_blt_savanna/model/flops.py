@@ -35,7 +35,8 @@ class Architecture(Protocol):
 
         Args:
             num_bases: L.
-            num_patches: P; not read by models that cut no patches, or cut their own.
+            num_patches: P; not read by models of single bases. One that finds its own patches takes 0 as well, for
+                as many as it is drawn to.
             objective: what is trained; not read by models that know one only.
             training: whether the model's own losses, which are computed in training only, count too; not read by
                 models without any. Still of the forward pass alone.

@@ -128,18 +128,23 @@ class HNet(nn.Module):
 
         Returns:
             float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. In
-            training with the ratio loss: the mean over each row's positions, times its bases and the coefficient.
+            training: a Prediction, with the number of chunks and, where it has a coefficient, the ratio loss: that of
+            a row, times its bases and the coefficient.
         """
         states, routing = self._route(bases)
         decoded = self.decoder(self._through_chunks(states, routing))
         logits: Tensor = self.head(decoded)
-        if not self.training or not self.config.ratio_loss:
+        if not self.training:
             return logits
-        is_real = bases != PADDING
+        return Prediction(logits, self._ratio_nats(routing, bases != PADDING), routing.starts.sum())
+
+    def _ratio_nats(self, routing: Routing, is_real: Tensor) -> Tensor | None:
+        if not self.config.ratio_loss:
+            return None
         # The byte in front of a row is no base.
         num_bases = is_real[:, 1:].sum(1)
         losses = ratio_loss(routing, is_real, self.config.chunk_bases)
-        return Prediction(logits, self.config.ratio_loss * (losses * num_bases).sum())
+        return self.config.ratio_loss * (losses * num_bases).sum()
 
     @torch.no_grad()
     def chunk_starts(self, bases: Tensor) -> Tensor:

@@ -125,9 +125,7 @@ def plan_training(
         raise ConfigError(f"{where}: training.stages has {len(draft.training.stages)} stages; give one")
     stage: StageConfig = draft.training.stages[0]
     bases_per_step = stage.window_bases * stage.batch_windows
-    per_base = training_flops_per_base(
-        draft.model, stage.window_bases, boundaries.mean_bases or 1.0, draft.training.objective
-    )
+    per_base = training_flops_per_base(draft.model, stage.window_bases, boundaries.mean_bases, draft.training.objective)
     budget = settings.budget_flops * trial.multiple
     num_steps = round(affordable_bases(budget, per_base, boundaries.cost) / bases_per_step)
     if num_steps < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.hyena_blt import Objective
-from hyena_blt_savanna.model.prediction import Prediction, split_prediction
+from hyena_blt_savanna.model.prediction import Prediction, as_prediction
 from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
@@ -62,7 +62,7 @@ class Totals:
         nats: weighted negative log-likelihood.
         weight: of all scored bases.
         bases: bases read, whether scored or not.
-        patches: patches read.
+        patches: patches read, or found by the model itself.
         cut_patches: patches that were left out because their window had too many.
         exact_patches: patches that were reconstructed exactly; looked at in validation only.
         judged_patches: patches that could be.
@@ -197,22 +197,22 @@ class TrainingEngine:
         weight = sum(float(scored_weight(batch.loss_weights)) for batch in micro_batches)
         [total_weight] = self.ranks.sum([weight])
         scale = self.gradient_divisor / total_weight if total_weight else 0.0
-        nats, auxiliary = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        nats, auxiliary, patches = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         totals = Totals(weight=weight)
         for index, batch in enumerate(micro_batches):
             totals.bases += int(batch.patch_lengths.sum()) - len(batch.patch_lengths)
-            totals.patches += int((batch.patch_lengths > 0).sum()) - len(batch.patch_lengths)
             totals.cut_patches += batch.num_cut_patches
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            logits, auxiliary_nats = split_prediction(self.forward(batch))
+            logits, auxiliary_nats, num_patches = as_prediction(self.forward(batch))
+            patches += _num_given(batch) if num_patches is None else num_patches
             loss = weighted_nats(logits, batch.bases, batch.loss_weights, self.class_of_byte)
             nats += loss.detach()
             if auxiliary_nats is not None:
                 auxiliary += auxiliary_nats.detach()
                 loss = loss + auxiliary_nats
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
-        totals.nats, totals.auxiliary_nats = float(nats), float(auxiliary)
+        totals.nats, totals.auxiliary_nats, totals.patches = float(nats), float(auxiliary), float(patches)
         return totals
 
     def update(self, lr: float) -> float:
@@ -279,6 +279,11 @@ class _DeviceBatch:
     loss_weights: Tensor
     num_cut_patches: int
     entropies: Tensor | None
+
+
+def _num_given(batch: TrainingBatch) -> Tensor:
+    """Patches of a batch, without the bytes in front; where it is, so that nobody waits for the device."""
+    return (batch.patch_lengths > 0).sum() - len(batch.patch_lengths)
 
 
 def _check_finite(norm: float) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.model.flops import BACKWARD_RATIO, Architecture, count_flops
 from hyena_blt_savanna.model.hyena_blt import Objective
 
@@ -11,7 +9,7 @@ from hyena_blt_savanna.model.hyena_blt import Objective
 def training_flops_per_base(
     config: Architecture,
     window_bases: int,
-    mean_patch_bases: float,
+    mean_patch_bases: float | None,
     objective: Objective = "next_base",
 ) -> float:
     """Operations of a forward and a backward pass, a base; what is computed a second time does not count.
@@ -21,11 +19,10 @@ def training_flops_per_base(
     Args:
         config: of the model.
         window_bases: bases of a window.
-        mean_patch_bases: bases of a patch, on average; not read for a model that reads no boundaries: one that finds
-            its own counts with the mean length that it is drawn to.
+        mean_patch_bases: bases of a patch, on average; not read for a model of single bases. None for one that finds
+            its own patches before it has found any: it counts with the mean length that it is drawn to.
         objective: what is trained.
     """
-    assert isinstance(config, Config)
-    num_patches = round(window_bases / mean_patch_bases) if patch_places(config) else 0
+    num_patches = round(window_bases / mean_patch_bases) if mean_patch_bases else 0
     forward = count_flops(config, window_bases, num_patches, objective, training=True)["total"]
     return (1 + BACKWARD_RATIO) * forward / window_bases

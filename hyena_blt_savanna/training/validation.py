@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.evaluation.reconstruction import wrong_bases
-from hyena_blt_savanna.model.prediction import split_prediction
+from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.nucleotides import BASES
 from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
 from hyena_blt_savanna.training.loss import base_nats, scored_weight
@@ -88,7 +88,7 @@ def validate(
 def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -> Totals:
     batch = engine.to_device(batch)
     weights = batch.loss_weights * counts[:, None].to(batch.loss_weights)
-    logits, _ = split_prediction(engine.forward(batch))
+    logits = as_prediction(engine.forward(batch)).logits
     nats = base_nats(logits, batch.bases, engine.class_of_byte)
     lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device)]
     num_exact, num_judged = 0.0, 0.0

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hyena_blt_savanna.model.hnet import HNetConfig
+from hyena_blt_savanna.model.hnet import HNet, HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
-from hyena_blt_savanna.model.prediction import split_prediction
+from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
@@ -33,7 +33,7 @@ def make_model(seed: int = 0) -> ToyModel:
 def plain_gradients(model: nn.Module, batch: ToyBatch) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of the bases by the formula, in one pass over all windows; the gradients of the model's own too."""
     targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
-    logits, auxiliary_nats = split_prediction(model(batch.bases, batch.patch_lengths, **targets))
+    logits, auxiliary_nats, _ = as_prediction(model(batch.bases, batch.patch_lengths, **targets))
     log_probabilities = logits.log_softmax(-1)
     scored = []
     for row, position in itertools.product(range(len(batch.bases)), range(1, batch.bases.shape[1])):
@@ -215,7 +215,14 @@ def build(kind: str, checkpointed: bool) -> nn.Module:
 
 def plain_auxiliary_nats(model: nn.Module, batch: ToyBatch) -> float:
     targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
-    return float(split_prediction(model(batch.bases, batch.patch_lengths, **targets))[1] or 0.0)
+    return float(as_prediction(model(batch.bases, batch.patch_lengths, **targets)).auxiliary_nats or 0.0)
+
+
+def num_patches(model: nn.Module, batch: ToyBatch) -> int:
+    """Those that are found, or given, the bytes in front not counted."""
+    if isinstance(model, HNet):
+        return int(model.chunk_starts(batch.bases).sum())
+    return int((batch.patch_lengths > 0).sum()) - len(batch.bases)
 
 
 def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: bool) -> None:
@@ -226,6 +233,7 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     plain = build(kind, checkpointed=False)
     wanted_loss, wanted = plain_gradients(plain, batch)
     wanted_auxiliary = plain_auxiliary_nats(plain, batch)
+    wanted_patches = num_patches(plain, batch)
     for parameter in plain.parameters():
         parameter.data -= 0.01 * parameter.grad
     wanted_next, _ = plain_gradients(plain, batch)
@@ -240,11 +248,12 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     totals = Totals(*sums)
     assert math.isclose(totals.nats_per_base, wanted_loss, rel_tol=1e-6)
     assert math.isclose(totals.auxiliary_nats, wanted_auxiliary, rel_tol=1e-6)
+    assert totals.patches == wanted_patches
     assert (totals.auxiliary_nats_per_base is None) == (kind not in ("auxiliary", "hnet"))
     # In evaluation there are logits alone.
     model.eval()
     with torch.no_grad():
-        assert split_prediction(engine.forward(share(ranks, 2, batch)[0]))[1] is None
+        assert isinstance(engine.forward(share(ranks, 2, batch)[0]), torch.Tensor)
     model.train()
     for name, parameter in model.named_parameters():
         difference = largest_difference(safe_get_full_grad(parameter), wanted[name])

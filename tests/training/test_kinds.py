@@ -84,9 +84,24 @@ def test_every_kind_learns(toy_config: Path, words: Path, tmp_path: Path) -> Non
         assert validated["bits_per_base"] < 2.3, kind
         auxiliary = [line["auxiliary_nats_per_base"] for line in lines if line["kind"] == "training"]
         assert all(nats > 0.01 for nats in auxiliary) if kind == "hnet" else not any(auxiliary)
+        assert_told_what_it_costs(configs[kind], [line for line in lines if line["kind"] == "training"])
         model = HyenaBLTModel.load_from_checkpoint(tmp_path / kind)
         assert (model.patcher is not None) == (kind in READS_PATCHES)
         assert model.score("ACGTTGCA" * 20).bits_per_base < 4
+
+
+def assert_told_what_it_costs(config: RunConfig, lines: list[dict[str, Any]]) -> None:
+    """By the lengths of the patches that were read, or found."""
+    means = [line["mean_patch_bases"] for line in lines]
+    if config.model.kind == "hnet":
+        # They are learned, and hardly ever as long as is wanted.
+        assert len(set(means)) == len(means)
+        assert all(1 < mean < 128 for mean in means)
+    else:
+        words = pytest.approx(3, rel=0.05)
+        assert all(mean == (words if config.model.kind == "kmer_tokens" else 1) for mean in means)
+    for line, mean in zip(lines, means, strict=True):
+        assert line["flops_per_base"] == training_flops_per_base(config.model, 128, mean)
 
 
 @pytest.mark.parametrize("kind", ["hnet", "hyenadna"])
@@ -131,7 +146,7 @@ def test_activation_checkpointing_reaches_every_stack(toy_config: Path, words: P
 
 def test_operations_of_training() -> None:
     hnet, words = HNetConfig.parse(MODELS["hnet"]), KmerTokensConfig.parse(MODELS["kmer_tokens"])
-    # One finds its own chunks: the data's patches are none of its business.
-    assert training_flops_per_base(hnet, 1024, 1.0) == training_flops_per_base(hnet, 1024, 8.0)
-    assert training_flops_per_base(hnet, 1024, 1.0) == 3 * sum(hnet.flops(1024, 256).values()) / 1024
+    # One finds its own chunks: as many as it wants until it has told how many they are.
+    assert training_flops_per_base(hnet, 1024, None) == 3 * sum(hnet.flops(1024, 256).values()) / 1024
+    assert training_flops_per_base(hnet, 1024, 8.0) == 3 * sum(hnet.flops(1024, 128).values()) / 1024
     assert training_flops_per_base(words, 900, 3.0) == 3 * sum(words.flops(900, 300).values()) / 900
