@@ -108,8 +108,8 @@ class HNet(nn.Module):
         self.embedding = _embedding(config.kmers, width)
         self.encoder = config.encoder.build()
         self.router = Router(width)
-        # What a chunk's state is widened by.
-        self.widening = nn.Parameter(torch.zeros(inner - width))
+        # What a chunk's state is widened by. ZeRO 3 can't share out a weight of no numbers.
+        self.widening = nn.Parameter(torch.zeros(inner - width)) if inner > width else None
         self.main_network = config.main_network.build()
         self.residual = WideLinear(width, width)
         nn.init.zeros_(self.residual.weight)
@@ -168,8 +168,10 @@ class HNet(nn.Module):
         width = states.shape[2]
         first, chunk = chunk_index(routing.starts)
         chunks = take_rows(states, first)
-        widening = self.widening.to(chunks.dtype).expand(*chunks.shape[:2], -1)
-        chunks = self.main_network(torch.cat([chunks, widening], -1))[..., :width]
+        if self.widening is not None:
+            widening = self.widening.to(chunks.dtype).expand(*chunks.shape[:2], -1)
+            chunks = torch.cat([chunks, widening], -1)
+        chunks = self.main_network(chunks)[..., :width]
         means = running_mean(chunks, routing.probabilities.gather(1, first))
         certain = straight_through(selected_probabilities(routing))[..., None]
         mixed = take_rows(means, chunk) * certain + self.residual(states)
