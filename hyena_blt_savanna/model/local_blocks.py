@@ -73,10 +73,9 @@ class LocalConfig(Config):
 
     def reach_bases(self, width: int) -> int:
         """Bases before base t that the state of base t is computed from."""
-        stack = self._stack(width)
         reach = 0
         for name in self.blocks:
-            before = self.num_taps - 1 if name == GATED_CONVOLUTION else stack.reach(name)
+            before = self.num_taps - 1 if name == GATED_CONVOLUTION else self._stack_of(name, width).reach(name)
             assert before is not None
             reach += before
         return reach
@@ -87,29 +86,29 @@ class LocalConfig(Config):
         A gated convolution widens K taps of D to two of H channels and narrows H to D, 2 D H (2 K + 1) a base; the
         others see `StackConfig.flops`.
         """
-        num_gated = self.blocks.count(GATED_CONVOLUTION)
         widen = linear(num_bases, self.num_taps * width, 2 * self.hidden_width)
-        gated = num_gated * (widen + linear(num_bases, self.hidden_width, width))
-        others = self._stack(width).flops(num_bases) if num_gated < len(self.blocks) else {}
-        return gated + sum(others.values())
+        gated = widen + linear(num_bases, self.hidden_width, width)
+        return sum(
+            gated if name == GATED_CONVOLUTION else sum(self._stack_of(name, width).flops(num_bases).values())
+            for name in self.blocks
+        )
 
     def build(self, width: int) -> nn.ModuleList:
         """The blocks, an empty list where there are none."""
-        stack = self._stack(width)
         blocks: list[nn.Module] = []
         for name, activation in zip(self.blocks, self.mlp.activations(self.blocks), strict=True):
             if name == GATED_CONVOLUTION:
                 blocks.append(GatedConvolution(width, self.hidden_width, self.num_taps))
             else:
-                blocks.append(Block(name, activation, stack))
+                blocks.append(Block(name, activation, self._stack_of(name, width)))
         return nn.ModuleList(blocks)
 
-    def _stack(self, width: int) -> StackConfig:
-        """What a `Block` is built from: the names but those of gated convolutions, one where there is none."""
+    def _stack_of(self, name: str, width: int) -> StackConfig:
+        """What the `Block` of that name is built from."""
         return StackConfig(
             width=width,
             num_heads=self.num_heads,
-            blocks=[name for name in self.blocks if name != GATED_CONVOLUTION] or ["hyena_se"],
+            blocks=[name],
             hyena=self.hyena,
             attention=self.attention,
             mlp=self.mlp,

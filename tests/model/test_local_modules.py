@@ -184,6 +184,15 @@ def test_only_the_finished_patch_knows_its_length() -> None:
     assert difference[:5].sum() < 1e-9 < 1e-4 < difference[5]
 
 
+@pytest.mark.parametrize("blocks", [[], ["gated_convolution"], ["attention"]])
+def test_settings_of_blocks_that_are_not_there_are_not_read(blocks: list[str]) -> None:
+    unread = {"blocks": blocks, "hyena": {"se_groups": 5}, "num_heads": 4 if "attention" in blocks else 3}
+    tree = {"local_width": 16, "global_model": {"width": 24, "blocks": ["hyena_se"]}, "encoder": unread}
+    model = HyenaBLTConfig.parse(tree).build()
+    assert len(model.encoder.blocks) == len(blocks)
+    assert model.local_reach_bases > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
