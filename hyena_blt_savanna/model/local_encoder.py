@@ -80,14 +80,19 @@ class LocalEncoder(nn.Module):
         Returns:
             base states [B, L, D], each from its own and earlier bases; patches [B, P, M], zero where padded.
         """
-        x_BLD = self.embedding(bases)
-        if self.place is not None:
-            x_BLD = x_BLD + self.place(layout.place.clamp(max=layout.num_places - 1))
-        if self.periods is not None:
-            x_BLD = x_BLD + self.periods(bases.shape[1], first_position)
+        x_BLD = self.embed(bases, layout, first_position)
         for block in self.blocks:
             x_BLD = block(x_BLD)
         patches_BPM = self.to_patches(self.norm(x_BLD), layout)
         if self.lengths is not None:
             patches_BPM = patches_BPM + self.lengths(layout.lengths)
         return x_BLD, patches_BPM.masked_fill((layout.lengths == 0)[..., None], 0)
+
+    def embed(self, bases: Tensor, layout: PatchLayout, first_position: int = 0) -> Tensor:
+        """What the blocks read of each base, [B, L, D]: the words that end there, and its position. See `forward`."""
+        x_BLD = self.embedding(bases)
+        if self.place is not None:
+            x_BLD = x_BLD + self.place(layout.place.clamp(max=layout.num_places - 1))
+        if self.periods is not None:
+            x_BLD = x_BLD + self.periods(bases.shape[1], first_position)
+        return x_BLD
