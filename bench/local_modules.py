@@ -2,9 +2,9 @@
 
 The model is configs/model/quickstart.yaml, with the files given merged into it. Windows of 4,096 bases, two in a
 batch, patches of 8 on average: each part runs forward and backward alone, on what the part before it gives, and so
-does the whole step; the least of several rounds counts, in milliseconds of CPU time over all threads, which a busy
-machine disturbs least. Local are the k-mer tables, the blocks of encoder and decoder, pooling and reading of patches,
-head and loss.
+does the whole step; the least of several rounds counts, in milliseconds of CPU time over all threads, which other work
+disturbs least. Local are the k-mer tables, the blocks of encoder and decoder, pooling and reading of patches, head and
+loss.
 
 With --long also training bases per second of CPU time, of one step each on a window of 131,072 bases, over those of
 the isotropic model of the same width, depth and tables.

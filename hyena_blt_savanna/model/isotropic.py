@@ -122,7 +122,7 @@ class Isotropic(nn.Module):
 
         Args:
             bases: int64 [B, L].
-            patch_lengths: not read; taken so that both architectures are called alike.
+            patch_lengths: not read; taken so that all architectures are called alike.
 
         Returns:
             [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1.

@@ -145,7 +145,7 @@ class HyenaConfig(Config):
 
 
 class HyenaOperator(nn.Module, ABC):
-    """What the three operators share: gating around a causal convolution."""
+    """What the operators share: gating around a causal convolution."""
 
     def __init__(self, context: ContextParallel) -> None:
         super().__init__()

@@ -55,8 +55,9 @@ class Periods(nn.Module):
     def forward(self, num_bases: int, first_position: int = 0) -> Tensor:
         """Positions `first_position` to `first_position + num_bases - 1`: [L, D]."""
         # In fp64: at position 1,000,000 an fp32 phase would be wrong by a hundredth of a turn.
-        position = torch.arange(first_position, first_position + num_bases, dtype=torch.float64)
+        steps = torch.arange(num_bases, dtype=torch.float64, device=self.weight.device)
+        position = first_position + steps
         turns = torch.stack([position / period for period in self.periods], -1)
         angles = (2 * math.pi) * (turns - turns.floor())
-        waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.weight.device, self.weight.dtype)
+        waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.weight.dtype)
         return nn.functional.linear(waves, self.weight)
