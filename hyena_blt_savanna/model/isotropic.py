@@ -89,11 +89,6 @@ class Isotropic(nn.Module):
         classes = class_of_byte() if config.head == "scored" else torch.arange(VOCABULARY_SIZE)
         self.register_buffer("class_of_byte", classes, persistent=False)
 
-    @property
-    def reach_bases(self) -> int | None:
-        """See `IsotropicConfig.reach_bases`."""
-        return self.config.reach_bases
-
     def states(self, bases: Tensor) -> Tensor:
         """What the head reads at each base.
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import StaticRule
 from hyena_blt_savanna.training.run_config import ModelConfig
@@ -92,6 +93,17 @@ def test_later_bases_are_not_read_at_all(path: Path) -> None:
             if patch_places(model.config) is not None:
                 lengths[0, -1] = 0
             torch.testing.assert_close(model(bases[:, :length], lengths)[:, :-1], whole[:, : length - 1])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_training_gives_the_logits_of_evaluation(path: Path) -> None:
+    model, bases = build(path), random_bases()
+    lengths = cut(model.config, bases)
+    with torch.no_grad():
+        evaluated = model(bases, lengths)
+        trained = as_prediction(model.train()(bases, lengths)).logits
+    assert isinstance(evaluated, Tensor)
+    assert torch.equal(trained, evaluated)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_passes_join_without_a_seam(stack: str, kmers: bool) -> None:
                 parts.append(model(part))
         # Rotary angles are fp32 whatever the weights are, and count from another position in each pass.
         torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
-        reach = model.reach_bases
+        reach = model.config.reach_bases
         assert reach is not None
         assert max((kept.shape[-2 if kept.ndim == 4 else -1] for kept in state), default=0) < reach
 
@@ -67,7 +67,7 @@ def test_passes_join_without_a_seam(stack: str, kmers: bool) -> None:
 @pytest.mark.parametrize("stack", STACKS)
 def test_the_reach_is_what_a_base_reads(stack: str, kmers: bool) -> None:
     model = build(stack, kmers, Stream())
-    reach = model.reach_bases
+    reach = model.config.reach_bases
     assert reach is not None
     bases = sequence(100)
     changed = bases.clone()
