@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import cross_attention, linear
 from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid, grid_to_bases
 from hyena_blt_savanna.model.patches_by_length import patches_to_bases
@@ -59,17 +59,6 @@ class CrossAttentionConfig(Config):
     """Keys and values a patch; over one alone a softmax would always give 1."""
     num_heads: PositiveInt = 4
     """Heads of a base's query."""
-
-    def check(self, width: int) -> None:
-        """Refuses a width that the heads can't share out.
-
-        Raises:
-            ConfigError: they can't.
-        """
-        if width % self.num_heads:
-            raise ConfigError(
-                f"from_patches.num_heads = {self.num_heads} does not divide local_width = {width}; choose a divisor"
-            )
 
     def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """A patch makes V keys and values, 4 M D V, at which J places look, whether there are bases or not, 4 J V D; a

@@ -116,6 +116,16 @@ class LocalConfig(Config):
         )
 
 
+def check_heads(key: str, num_heads: int, width: int) -> None:
+    """Refuses heads of cross-attention that can't share out the channels.
+
+    Raises:
+        ConfigError: they can't; it names the key.
+    """
+    if width % num_heads:
+        raise ConfigError(f"{key} = {num_heads} does not divide local_width = {width}; choose a divisor")
+
+
 def scale_residual_branches(blocks: list[nn.Module], width: int) -> None:
     """Draws the ways out of blocks again, scaled by the depth of the residual stream that they all write to."""
     for block in blocks:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.from_patches import CrossAttentionConfig, FromPatchesConfig, PlacesConfig
-from hyena_blt_savanna.model.local_blocks import LocalConfig
+from hyena_blt_savanna.model.local_blocks import LocalConfig, check_heads
 from hyena_blt_savanna.model.patches import close_unfinished, lay_out
 from hyena_blt_savanna.model.positions import PositionConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED
@@ -27,7 +27,7 @@ class DecoderConfig(LocalConfig):
         """
         super().check(width)
         if isinstance(self.from_patches, CrossAttentionConfig):
-            self.from_patches.check(width)
+            check_heads("from_patches.num_heads", self.from_patches.num_heads, width)
 
 
 class LocalDecoder(nn.Module):

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
-from hyena_blt_savanna.model.local_blocks import LocalConfig
+from hyena_blt_savanna.model.local_blocks import LocalConfig, check_heads
 from hyena_blt_savanna.model.patches import PatchLayout
 from hyena_blt_savanna.model.positions import Periods, PositionConfig
 from hyena_blt_savanna.model.to_patches import CrossAttentionConfig, PlacesConfig, ToPatchesConfig
@@ -26,7 +26,7 @@ class EncoderConfig(LocalConfig):
         """
         super().check(width)
         if isinstance(self.to_patches, CrossAttentionConfig):
-            self.to_patches.check(width)
+            check_heads("to_patches.num_heads", self.to_patches.num_heads, width)
 
 
 class LocalEncoder(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import cross_attention, linear
 from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid
 from hyena_blt_savanna.model.patches_by_length import bases_to_patches
@@ -43,17 +43,6 @@ class CrossAttentionConfig(Config):
     """Queries a patch; what they find is put side by side and mapped to the patch's width."""
     num_heads: PositiveInt = 4
     """Heads of each query."""
-
-    def check(self, width: int) -> None:
-        """Refuses a width that the heads can't share out.
-
-        Raises:
-            ConfigError: they can't.
-        """
-        if width % self.num_heads:
-            raise ConfigError(
-                f"to_patches.num_heads = {self.num_heads} does not divide local_width = {width}; choose a divisor"
-            )
 
     def flops(self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int) -> float:
         """A base has Q H scores, 2 D Q H, and a value, 2 D^2; a patch Q sums over J places, whether there are bases or
