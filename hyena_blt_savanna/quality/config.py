@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.splits import SplitConfig
@@ -131,6 +131,8 @@ class QualityConfig(Config):
     """Budgets of the final trainings, in units of budget_flops; all seeds but the first take the first one alone."""
     rates: list[PositiveFloat] = Field(min_length=1)
     """Learning rates that are tried for each contender."""
+    rates_beyond: NonNegativeInt = 3
+    """How many more are tried, one after the other, while the best rate is the lowest or the highest tried."""
     search_share: float = Field(0.25, gt=0, le=1)
     """Budget of a trial of the search, in units of budget_flops."""
     search_genome: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyena_blt_savanna.quality.config import Benchmark, digest_of
 
@@ -46,13 +46,33 @@ class Plan:
         self.benchmark = benchmark
         self.only = only
 
-    def search(self, contender: str, genome: str) -> list[Trial]:
-        """The trials that a contender's rate on a genome is chosen from."""
+    def search(self, contender: str, genome: str, outcomes: Mapping[str, float] | None = None) -> list[Trial]:
+        """The trials that a contender's rate on a genome is chosen from, as far as they can be named.
+
+        While the best rate is the lowest or the highest one, the next one beyond is tried as well.
+
+        Args:
+            contender: its name.
+            genome: its name.
+            outcomes: as in `chosen_rate`; None: nothing is known yet.
+        """
         config = self.benchmark.config
         source = self.benchmark.contenders[contender].rate_from or contender
         where = config.search_genome or genome
         seeds = self.benchmark.seeds(source, where) or self.benchmark.seeds(contender, genome)
-        return [Trial(source, where, seeds[0], config.search_share, lr) for lr in config.rates]
+        trials = [Trial(source, where, seeds[0], config.search_share, lr) for lr in sorted(config.rates)]
+        for _ in range(config.rates_beyond if len(trials) > 1 else 0):
+            found = [(outcomes or {}).get(trial.name) for trial in trials]
+            if None in found:
+                break
+            best = found.index(min(bits for bits in found if bits is not None))
+            if best == 0:
+                trials.insert(0, replace(trials[0], lr=_rounded(trials[0].lr ** 2 / trials[1].lr)))
+            elif best == len(trials) - 1:
+                trials.append(replace(trials[-1], lr=_rounded(trials[-1].lr ** 2 / trials[-2].lr)))
+            else:
+                break
+        return trials
 
     def finals(self, contender: str, genome: str, lr: float) -> list[Trial]:
         """The trials whose figures are compared, those of the first seed first."""
@@ -80,7 +100,7 @@ class Plan:
         Returns:
             The rate; None while the search is not finished, or when all of it diverged.
         """
-        trials = self.search(contender, genome)
+        trials = self.search(contender, genome, outcomes)
         if any(trial.name not in outcomes for trial in trials):
             return None
         best = min(trials, key=lambda trial: outcomes[trial.name])
@@ -122,7 +142,7 @@ class Plan:
             pairs = [(contender, genome) for contender in group.contenders for genome in genomes]
             finals = []
             for contender, genome in pairs:
-                searched = self.search(contender, genome)
+                searched = self.search(contender, genome, outcomes)
                 rate = self.chosen_rate(contender, genome, outcomes)
                 final = self.finals(contender, genome, rate) if rate is not None else []
                 if self._is_chosen(contender, [*searched, *final]):
@@ -137,3 +157,8 @@ class Plan:
         if self.only is None:
             return True
         return any(fnmatch.fnmatch(name, self.only) for name in [contender, *(trial.name for trial in trials)])
+
+
+def _rounded(lr: float) -> float:
+    """Without the digits that a quotient adds: a rate is part of a trial's name."""
+    return float(f"{lr:.6g}")

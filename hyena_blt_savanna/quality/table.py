@@ -110,7 +110,7 @@ class GenomeTable:
         config, definition = self.plan.benchmark.config, self.plan.benchmark.contenders[contender]
         results = self.results(contender)
         if not results:
-            trials = self.plan.search(contender, self.genome)
+            trials = self.plan.search(contender, self.genome, self._outcomes)
             done = [trial for trial in trials if trial.name in self._outcomes]
             diverged = len(done) == len(trials) and all(math.isinf(self._outcomes[trial.name]) for trial in done)
             state = "diverged at every rate" if diverged else f"search {len(done)} of {len(trials)}"

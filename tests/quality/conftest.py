@@ -26,6 +26,7 @@ TREE = {
     "budget_flops": 1.2e9,
     "multiples": [1],
     "rates": [1e-3, 1e-2],
+    "rates_beyond": 0,
     "validations": 4,
     "checkpoints": 4,
     "genomes": {"toy": {"split": {"by": "stretch", "validation": 0.1, "test": 0.2}}},

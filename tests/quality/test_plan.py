@@ -31,6 +31,24 @@ def test_a_search_comes_first_and_chooses_the_best_rate(benchmark_of):
     assert wanted[4:] == [Trial("hybrid", "toy", 1, 1.0, 1e-2)]
 
 
+def test_rates_beyond_are_tried_while_the_best_is_at_an_end(benchmark_of):
+    plan = Plan(benchmark_of(rates=[4e-3, 2e-3], rates_beyond=2))
+
+    def rates(**bits):
+        outcomes = {f"toy.hybrid.c0.25.lr{lr}.seed1": value for lr, value in bits.items()}
+        return [trial.lr for trial in plan.search("hybrid", "toy", outcomes)], plan.chosen_rate(
+            "hybrid", "toy", outcomes
+        )
+
+    assert rates() == ([2e-3, 4e-3], None)
+    assert rates(**{"0.002": 1.9}) == ([2e-3, 4e-3], None)
+    assert rates(**{"0.002": 1.9, "0.004": 1.8}) == ([2e-3, 4e-3, 8e-3], None)
+    assert rates(**{"0.002": 1.9, "0.004": 1.8, "0.008": 1.85}) == ([2e-3, 4e-3, 8e-3], 4e-3)
+    assert rates(**{"0.002": 1.8, "0.004": 1.9, "0.001": math.inf}) == ([1e-3, 2e-3, 4e-3], 2e-3)
+    four = {"0.002": 1.9, "0.004": 1.8, "0.008": 1.7, "0.016": 1.6}
+    assert rates(**four) == ([2e-3, 4e-3, 8e-3, 1.6e-2], 1.6e-2)
+
+
 def test_a_rate_that_diverged_is_not_chosen(benchmark_of):
     plan = Plan(benchmark_of())
     diverged = outcomes_of((SEARCH[0], 1.9), (SEARCH[1], math.inf))
