@@ -13,6 +13,7 @@ import fnmatch
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(arguments: list[str]) -> int:
     """Reads the command line, trains what is missing, writes the page."""
     given = _parse(arguments)
     _log_to_terminal()
+    # A job that is ended leaves no training behind, and nothing half-written.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _run(given)
     except (ValueError, OSError) as error:
@@ -67,9 +71,15 @@ def _run(given: argparse.Namespace) -> int:
     results = Results(given.results or Path("docs/results") / name)
     work = given.work or Path("runs/quality") / name
     command = shlex.join(["python", "bench/quality.py", str(given.config), *given.overrides])
+    fresh, stale = results.fresh(plan)
+    wanted = plan.wanted({name: result.validation_bits for name, result in fresh.items()})
+    if not wanted and not fnmatch.fnmatch("ngram", given.only or "*"):
+        raise ValueError(
+            f"--only {given.only}: no contender and no trial that can be started now has such a name; --list shows the "
+            f"trials, and the contenders are {', '.join(benchmark.contenders)}"
+        )
     if given.list:
-        fresh, stale = results.fresh(plan)
-        for trial in plan.wanted({name: result.validation_bits for name, result in fresh.items()}):
+        for trial in wanted:
             state = "done" if trial.name in fresh else "stale" if trial.name in stale else "missing"
             print(f"{state:<8}{trial.name}")
         return 0

@@ -44,8 +44,9 @@ def difference(first: Sequence[HeldOutScores], second: Sequence[HeldOutScores]) 
     """Compares contenders on the windows that both scored, pair by pair, and takes the spread over seeds in.
 
     The standard error has two parts, added as squares: that of the mean difference over windows (seeds averaged
-    first), as the windows are a sample of the genome; and that of each contender's mean over its seeds, where it has
-    more than one.
+    first), as the windows are a sample of the genome; and that of each contender's mean over its seeds. Seeds are taken
+    to spread both contenders alike, so that one of a single seed isn't taken to be without spread; where both have a
+    single seed, nothing is known of it and the error is too small.
 
     Args:
         first: of each seed.
@@ -67,7 +68,8 @@ def difference(first: Sequence[HeldOutScores], second: Sequence[HeldOutScores]) 
     residuals = bits - mean * num_bases
     count = len(common)
     over_windows = float((residuals**2).sum()) * count / (count - 1) / float(num_bases.sum()) ** 2
-    over_seeds = sum(_variance_of_mean([scores.bits_per_base for scores in side]) for side in (first, second))
+    variance = _pooled_variance([[scores.bits_per_base for scores in side] for side in (first, second)])
+    over_seeds = variance * (1 / len(first) + 1 / len(second))
     return Difference(mean, math.sqrt(over_windows + over_seeds))
 
 
@@ -106,5 +108,7 @@ def _of_windows(values: Sequence[float], scores: HeldOutScores, wanted: Sequence
     return np.array([by_window[window] for window in wanted], dtype=np.float64)
 
 
-def _variance_of_mean(values: Sequence[float]) -> float:
-    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+def _pooled_variance(samples: Sequence[Sequence[float]]) -> float:
+    """Of single values around the mean of their sample; 0 where no sample has two."""
+    squares = sum(float(np.var(values)) * len(values) for values in samples)
+    return squares / max(1, sum(len(values) - 1 for values in samples))

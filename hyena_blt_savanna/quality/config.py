@@ -105,6 +105,8 @@ class GroupConfig(Config):
     """Of the final trainings; the search takes the first."""
     genomes: list[str] | None = None
     """Names of genomes; null for all."""
+    against: str | None = None
+    """The contender whose bits the table subtracts from theirs; null: the baseline."""
 
 
 class HeldOutConfig(Config):
@@ -177,10 +179,12 @@ class QualityConfig(Config):
                 f"no genome named {', '.join(sorted(wanted - known))} in genomes: there are {', '.join(sorted(known))}"
             )
         named = {self.baseline, *(self.drawn or []), *(name for pair in self.pairs for name in pair)}
+        named |= {group.against for group in self.groups if group.against is not None}
         missing = named - {name for group in self.groups for name in group.contenders}
         if missing:
             raise ValueError(
-                f"baseline, drawn and pairs name {', '.join(sorted(missing))}, which no group has: add it to one"
+                f"baseline, drawn, pairs and against name {', '.join(sorted(missing))}, which no group has: add it "
+                "to one"
             )
         return self
 

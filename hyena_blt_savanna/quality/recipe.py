@@ -131,7 +131,7 @@ def plan_training(
     if num_steps < 1:
         raise ConfigError(
             f"{where}: a step costs {per_base * bases_per_step:.3g} operations, more than the budget of {budget:.3g}: "
-            "raise budget_flops"
+            "raise budget_flops, or search_share for a trial of the search"
         )
     tree = _with(
         tree,

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
 from hyena_blt_savanna.model.hnet import HNet
 from hyena_blt_savanna.model.kmers import KmerTables
@@ -114,6 +115,12 @@ class TrialRunner:
         data = self._datasets.folder(trial.genome)
         boundaries = self._datasets.boundaries(trial.contender, trial.genome)
         window_bases = self._datasets.window_bases(trial.contender)
+        baseline = benchmark.config.baseline
+        if window_bases != self._datasets.window_bases(baseline):
+            raise ConfigError(
+                f"contender {trial.contender}: training.stages has windows of {window_bases:,} bases, and "
+                f"{baseline} has others: figures are compared window by window, so give all the same window_bases"
+            )
         held_out = self._datasets.held_out(trial.genome, window_bases)
         folder = self._work / "trials" / f"{trial.name}.{self._plan.digest(trial)[:8]}"
         training = plan_training(benchmark, trial, folder / "run", data, boundaries, held_out.validation)

@@ -66,20 +66,17 @@ class GenomeTable:
     def to_markdown(self) -> str:
         """The section."""
         config = self.plan.benchmark.config
-        share = config.search_share
         heads = [
             "contender",
             "parameters, M (tables)",
             "kFLOPs a base (more for patches)",
             "patch, bases (sd)",
             "rate",
-            f"bits at {share:g} C",
             "bits at C (range of seeds)",
-            "other budgets",
-            f"less {config.baseline}",
+            "bits at other budgets",
+            "less {against}",
             f"{config.baseline}'s compute for it",
-            "Mbases seen",
-            "kbases/s",
+            "Mbases seen (thousands a second)",
         ]
         lines = [f"## {self.genome}"]
         left = list(self.contenders)
@@ -87,8 +84,10 @@ class GenomeTable:
             rows = [contender for contender in left if contender in group.contenders]
             left = [contender for contender in left if contender not in rows]
             if rows:
-                lines += ["", f"### {group.title}", "", _row(heads), _row(["---"] + ["---:"] * (len(heads) - 1))]
-                lines += [_row(self._cells(contender)) for contender in rows]
+                against = group.against or config.baseline
+                lines += ["", f"### {group.title}", "", _row([head.format(against=against) for head in heads])]
+                lines.append(_row(["---"] + ["---:"] * (len(heads) - 1)))
+                lines += [_row(self._cells(contender, against)) for contender in rows]
         if self._lines():
             lines += ["", "| for comparison | bits per base |", "|---|---:|"]
             lines += [_row([label, f"{bits:.4f}"]) for label, bits in self._lines().items()]
@@ -106,40 +105,52 @@ class GenomeTable:
             lines[f"n-gram of order {self.ngram['order']}, the same bases"] = self.ngram["test"]["bits_per_base"]
         return lines
 
-    def _cells(self, contender: str) -> list[str]:
+    def _cells(self, contender: str, against: str) -> list[str]:
         config, definition = self.plan.benchmark.config, self.plan.benchmark.contenders[contender]
         results = self.results(contender)
+        title = f"{definition.title} (`{contender}`)"
         if not results:
             trials = self.plan.search(contender, self.genome, self._outcomes)
             done = [trial for trial in trials if trial.name in self._outcomes]
             diverged = len(done) == len(trials) and all(math.isinf(self._outcomes[trial.name]) for trial in done)
             state = "diverged at every rate" if diverged else f"search {len(done)} of {len(trials)}"
-            return [definition.title, "", "", "", state, "", "", "", "", "", "", ""]
+            return [title, "", "", "", state, "", "", "", "", ""]
         facts = results[-1].facts
         whole = self.results(contender, 1.0)
-        others = [multiple for multiple in self._multiples(results) if multiple not in (1.0, config.search_share)]
-        rate = f"{self.rate(contender):g}"
-        if definition.rate_from is not None or config.search_genome not in (None, self.genome):
-            rate += f" ({definition.rate_from or config.search_genome}'s)"
+        seen = (whole or results)[0].facts
+        others = [multiple for multiple in self._multiples(results) if multiple != 1.0]
         ratio = None
         if whole:
             point = next(p for p in self.end_points(contender) if p[0] == mean(r.facts["total_flops"] for r in whole))
             ratio = compute_ratio(*point, self.end_points(config.baseline))
         tables = facts.get("num_table_parameters")
         return [
-            definition.title,
+            title,
             f"{facts['num_parameters'] / 1e6:.2f}" + (f" ({tables / 1e6:.2f})" if tables else ""),
             f"{facts['flops_per_base'] / 1e3:,.0f}" + _share_cell(facts),
             f"{facts['mean_patch_bases']:.2f} ({facts['sd_patch_bases']:.2f})" if "mean_patch_bases" in facts else "",
-            rate,
-            _bits_cell(self.results(contender, config.search_share)),
-            _bits_cell(whole),
+            self._rate_cell(contender),
+            ", ".join(filter(None, [_bits_cell(whole), self._diverged(contender)])),
             ", ".join(f"{m:g} C: {_bits_cell(self.results(contender, m))}" for m in others),
-            difference_cell(self._difference(contender, config.baseline)) if contender != config.baseline else "",
+            difference_cell(self._difference(contender, against)) if contender != against else "",
             ratio_cell(ratio) if contender != config.baseline else "",
-            f"{(whole or results)[0].facts['bases'] / 1e6:.1f}",
-            f"{(whole or results)[0].facts['bases_per_second'] / 1e3:.1f}",
+            f"{seen['bases'] / 1e6:.1f} ({seen['bases_per_second'] / 1e3:.1f})",
         ]
+
+    def _rate_cell(self, contender: str) -> str:
+        config, rate = self.plan.benchmark.config, self.rate(contender)
+        source = self.plan.benchmark.contenders[contender].rate_from
+        notes = [f"{name}'s" for name in (source, config.search_genome) if name not in (None, self.genome)]
+        tried = [trial.lr for trial in self.plan.search(contender, self.genome, self._outcomes)]
+        if len(tried) > 1 and rate in (tried[0], tried[-1]):
+            notes.append("the last tried")
+        return f"{rate:g}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def _diverged(self, contender: str) -> str:
+        rate = self.rate(contender)
+        trials = self.plan.finals(contender, self.genome, rate) if rate is not None else []
+        count = sum(trial.multiple == 1.0 and self._outcomes.get(trial.name) == math.inf for trial in trials)
+        return f"{count} diverged" if count else ""
 
     def _multiples(self, results: Sequence[TrialResult]) -> list[float]:
         return list(dict.fromkeys(result.multiple for result in results))

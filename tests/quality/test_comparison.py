@@ -73,8 +73,13 @@ def test_seeds_add_their_own_spread():
     found = difference(first, second)
     assert found is not None
     assert found.bits == pytest.approx(-0.08)
-    # No spread over windows; the mean of three seeds with a standard deviation of 0.02.
-    assert found.standard_error == pytest.approx(0.02 / math.sqrt(3))
+    # No spread over windows; seeds with a standard deviation of 0.02, three on one side and one on the other.
+    assert found.standard_error == pytest.approx(0.02 * math.sqrt(1 / 3 + 1))
+    # Four degrees of freedom where both sides have three seeds.
+    third = [scores(np.full(10, bits), num_bases) for bits in (1.99, 2.00, 2.01)]
+    found = difference(first, third)
+    assert found is not None
+    assert found.standard_error == pytest.approx(math.sqrt((0.0008 + 0.0002) / 4 * (1 / 3 + 1 / 3)))
 
 
 def test_only_windows_of_both_are_compared():
