@@ -104,7 +104,7 @@ def test_the_table_says_what_the_results_say(filled):
     # Better than all of the baseline's trainings, of which the longest has four times the budget.
     assert by_name["plain's compute for it"] == "more than 4.00 x"
     by_name = dict(zip(header, plain, strict=True))
-    assert by_name["bits at other budgets"] == "4 C: 1.9180"
+    assert by_name["bits at other budgets"] == "0.25 C: 1.9600, 4 C: 1.9180"
     assert by_name["less plain"] == ""
     assert found["the hybrid one, less the plain one"] == ["-0.0400", "0.0028"]
     assert found["another program"] == ["1.9500"]
