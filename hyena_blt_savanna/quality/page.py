@@ -15,8 +15,8 @@ from hyena_blt_savanna.quality.table import GenomeTable
 _NOTES = """\
 C is {budget:.3g} operations a training: multiplications and additions of forward and backward passes, and those that
 found the patches, the making of the entropy model included, spread over the first epoch. Each contender's rate is the
-one of {rates} with the fewest bits per base on the validation windows after {share:g} C; where it was the lowest or the
-highest, rates beyond it were tried as well.
+one of {rates} with the fewest bits per base on the validation windows after {share:g} C;
+where it was the lowest or the highest, rates beyond it were tried as well.
 
 Bits per base are those of the test stretch, in windows of the training's length: the same bases for every contender,
 without the first {skipped} of a window. Windows that share {duplicate} bases or more with the training data, on either

@@ -33,8 +33,10 @@ class GenomeTable:
         self.contenders = [name for name in plan.benchmark.contenders if plan.benchmark.seeds(name, genome)]
 
     def rate(self, contender: str) -> float | None:
-        """The rate that was chosen for a contender."""
-        return self.plan.chosen_rate(contender, self.genome, self._outcomes)
+        """The best rate of a contender's search, as far as that has come; None: there is none yet."""
+        trials = self.plan.search(contender, self.genome, self._outcomes)
+        found = [trial for trial in trials if math.isfinite(self._outcomes.get(trial.name, math.inf))]
+        return min(found, key=lambda trial: self._outcomes[trial.name]).lr if found else None
 
     def results(self, contender: str, multiple: float | None = None) -> list[TrialResult]:
         """Finished trainings of a contender at its chosen rate, the shortest first.
@@ -83,6 +85,10 @@ class GenomeTable:
         for group in config.groups:
             rows = [contender for contender in left if contender in group.contenders]
             left = [contender for contender in left if contender not in rows]
+            waiting = [contender for contender in rows if not self._is_tried(contender)]
+            if waiting:
+                lines += ["", f"{group.title}, not trained yet: {', '.join(f'`{name}`' for name in waiting)}."]
+            rows = [contender for contender in rows if contender not in waiting]
             if rows:
                 against = group.against or config.baseline
                 lines += ["", f"### {group.title}", "", _row([head.format(against=against) for head in heads])]
@@ -105,16 +111,19 @@ class GenomeTable:
             lines[f"n-gram of order {self.ngram['order']}, the same bases"] = self.ngram["test"]["bits_per_base"]
         return lines
 
+    def _is_tried(self, contender: str) -> bool:
+        # A rate may be another contender's: then the search says nothing of this one.
+        if self.plan.benchmark.contenders[contender].rate_from is not None:
+            return bool(self.results(contender))
+        trials = self.plan.search(contender, self.genome, self._outcomes)
+        return any(trial.name in self._outcomes for trial in trials)
+
     def _cells(self, contender: str, against: str) -> list[str]:
         config, definition = self.plan.benchmark.config, self.plan.benchmark.contenders[contender]
         results = self.results(contender)
         title = f"{definition.title} (`{contender}`)"
         if not results:
-            trials = self.plan.search(contender, self.genome, self._outcomes)
-            done = [trial for trial in trials if trial.name in self._outcomes]
-            diverged = len(done) == len(trials) and all(math.isinf(self._outcomes[trial.name]) for trial in done)
-            state = "diverged at every rate" if diverged else f"search {len(done)} of {len(trials)}"
-            return [title, "", "", "", state, "", "", "", "", ""]
+            return [title, "", "", "", self._rate_cell(contender), "", "", "", "", ""]
         facts = results[-1].facts
         whole = self.results(contender, 1.0)
         seen = (whole or results)[0].facts
@@ -141,9 +150,14 @@ class GenomeTable:
         config, rate = self.plan.benchmark.config, self.rate(contender)
         source = self.plan.benchmark.contenders[contender].rate_from
         notes = [f"{name}'s" for name in (source, config.search_genome) if name not in (None, self.genome)]
-        tried = [trial.lr for trial in self.plan.search(contender, self.genome, self._outcomes)]
-        if len(tried) > 1 and rate in (tried[0], tried[-1]):
+        trials = self.plan.search(contender, self.genome, self._outcomes)
+        num_done = sum(trial.name in self._outcomes for trial in trials)
+        if num_done < len(trials):
+            notes.append(f"search {num_done} of {len(trials)}")
+        elif len(trials) > 1 and rate in (trials[0].lr, trials[-1].lr):
             notes.append("the last tried")
+        if rate is None:
+            return ", ".join(notes) or "diverged at every rate"
         return f"{rate:g}" + (f" ({', '.join(notes)})" if notes else "")
 
     def _diverged(self, contender: str) -> str:
