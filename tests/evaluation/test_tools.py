@@ -110,7 +110,8 @@ def test_evaluate_cuts_other_patches(
     assert printed["patch_factor"] == 0.5
     assert printed["bits_per_base"] == pytest.approx(expected.bits_per_base, rel=1e-6)
     model_of("isotropic").save(tmp_path / "isotropic")
-    for option, message in (("--patch-factor=2", "no patches to make longer"), ("--reconstruction", "no patches to")):
+    refusals = {"--patch-factor=2": "no patches to make longer", "--reconstruction": "no vectors of patches"}
+    for option, message in refusals.items():
         assert run("evaluate", monkeypatch, tmp_path / "isotropic", "--data", fasta, option) == 1
         assert message in capsys.readouterr().err
 
