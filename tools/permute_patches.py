@@ -29,11 +29,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    summary = {split: manifest.to_dict() for split, manifest in manifests.items()}
-    for manifest in summary.values():
-        for strand in manifest["statistics"].values():
-            del strand["histogram"]
-    print(json.dumps(summary, indent=2))
+    print(json.dumps({split: manifest.summary() for split, manifest in manifests.items()}, indent=2))
     return 0
 
 

@@ -112,6 +112,13 @@ class AnnotationManifest(Config):
     """Digest of each strand's stored entropies, where they were stored."""
     versions: dict[str, str]
 
+    def summary(self) -> dict[str, Any]:
+        """The plain values without the histograms of lengths, for a person to read."""
+        values = self.to_dict()
+        for statistics in values["statistics"].values():
+            del statistics["histogram"]
+        return values
+
 
 def manifest_path(prefix: Path) -> Path:
     """PREFIX.manifest.json."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -26,7 +26,9 @@ _STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-_DOTS_PER_INCH = 160
+"""What matplotlib is told for every picture of results."""
+DOTS_PER_INCH = 160
+"""Of the PNG files."""
 _UNIFORM_BITS = 2.0
 
 
@@ -128,8 +130,8 @@ def _save(path: Path, inches: tuple[float, float], draw: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=inches, dpi=_DOTS_PER_INCH, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
         picture = io.BytesIO()

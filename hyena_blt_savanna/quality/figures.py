@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.evaluation.report_pictures import DOTS_PER_INCH, STYLE
 from hyena_blt_savanna.quality.results import CurvePoint, TrialResult
 from hyena_blt_savanna.quality.table import GenomeTable, mean
 
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 7,
-}
-_DOTS_PER_INCH = 160
+_STYLE = {**STYLE, "legend.fontsize": 7}
 _ROW_INCHES = 4.2
 _AXES: list[tuple[str, str, Callable[[TrialResult], float], Callable[[CurvePoint], float]]] = [
     (
@@ -116,7 +107,7 @@ def _save(path: Path, inches: tuple[float, float], draw: Callable[[Any], None]) 
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=inches, dpi=_DOTS_PER_INCH, layout="constrained")
+        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
         picture = io.BytesIO()
