@@ -54,7 +54,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time; they share the cores")
-    parser.add_argument("--only", metavar="GLOB", help="contenders or trials by name; ngram for the count model")
+    parser.add_argument(
+        "--only",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="contenders or trials by name, ngram for the count model; may be given several times",
+    )
     parser.add_argument("--list", action="store_true", help="say what there is and what is missing, and train nothing")
     parser.add_argument("--render", action="store_true", help="write the page from the results, and train nothing")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished trainings")
@@ -73,10 +79,11 @@ def _run(given: argparse.Namespace) -> int:
     command = shlex.join(["python", "bench/quality.py", str(given.config), *given.overrides])
     fresh, stale = results.fresh(plan)
     wanted = plan.wanted({name: result.validation_bits for name, result in fresh.items()})
-    if not wanted and not fnmatch.fnmatch("ngram", given.only or "*"):
+    wants_ngram = not given.only or any(fnmatch.fnmatch("ngram", pattern) for pattern in given.only)
+    if not wanted and not wants_ngram:
         raise ValueError(
-            f"--only {given.only}: no contender and no trial that can be started now has such a name; --list shows the "
-            f"trials, and the contenders are {', '.join(benchmark.contenders)}"
+            f"--only {', '.join(given.only)}: no contender and no trial that can be started now has such a name; "
+            f"--list shows the trials, and the contenders are {', '.join(benchmark.contenders)}"
         )
     if given.list:
         for trial in wanted:
@@ -90,7 +97,7 @@ def _run(given: argparse.Namespace) -> int:
         torch.set_num_threads(num_threads)
         datasets = Datasets(benchmark, work, given.genomes, num_threads)
         runner = TrialRunner(plan, datasets, results, work, command, num_threads, given.keep)
-        if given.only is None or fnmatch.fnmatch("ngram", given.only):
+        if wants_ngram:
             for genome in benchmark.trained_genomes:
                 make_ngram_line(benchmark, results, datasets, genome)
         left = None if given.seconds is None else given.seconds - (time.monotonic() - began)

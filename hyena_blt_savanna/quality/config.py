@@ -78,7 +78,7 @@ class ContenderConfig(Config):
     annotation: AnnotationChoice | None = None
     """Its patches; null for a model that reads none."""
     multiples: list[PositiveFloat] | None = None
-    """Budgets, in units of budget_flops, in place of the benchmark's."""
+    """Budgets, in units of budget_flops, in place of its groups' and the benchmark's."""
     rate_from: str | None = None
     """Takes the learning rate that was chosen for this other contender; null searches for its own."""
 
@@ -105,6 +105,8 @@ class GroupConfig(Config):
     """Of the final trainings; the search takes the first."""
     genomes: list[str] | None = None
     """Names of genomes; null for all."""
+    multiples: list[PositiveFloat] | None = None
+    """Budgets of this group's final trainings, in units of budget_flops; null for the benchmark's."""
     against: str | None = None
     """The contender whose bits the table subtracts from theirs; null: the baseline."""
 
@@ -244,10 +246,17 @@ class Benchmark:
         """Genomes that a group is trained on."""
         return [name for name in self.config.genomes if any(name in self.genomes_of(g) for g in self.config.groups)]
 
+    def groups(self, contender: str, genome: str) -> list[GroupConfig]:
+        """Groups that train this contender on this genome."""
+        return [g for g in self.config.groups if contender in g.contenders and genome in self.genomes_of(g)]
+
     def seeds(self, contender: str, genome: str) -> list[int]:
         """Seeds of all groups that train this contender on this genome."""
-        groups = [g for g in self.config.groups if contender in g.contenders and genome in self.genomes_of(g)]
-        return list(dict.fromkeys(seed for group in groups for seed in group.seeds))
+        return list(dict.fromkeys(seed for group in self.groups(contender, genome) for seed in group.seeds))
+
+    def multiples(self, contender: str, group: GroupConfig) -> list[float]:
+        """Budgets of a contender's final trainings in a group, in units of budget_flops."""
+        return self.contenders[contender].multiples or group.multiples or self.config.multiples
 
     def genomes_of(self, group: GroupConfig) -> list[str]:
         """Genomes that a group is trained on."""

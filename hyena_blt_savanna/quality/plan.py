@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hyena_blt_savanna.quality.config import Benchmark, digest_of
@@ -39,10 +39,10 @@ class Plan:
 
     Args:
         benchmark: what is compared.
-        only: a pattern, as of a shell, for names of contenders or of trials; None for all.
+        only: patterns, as of a shell, for names of contenders or of trials; empty for all.
     """
 
-    def __init__(self, benchmark: Benchmark, only: str | None = None) -> None:
+    def __init__(self, benchmark: Benchmark, only: Sequence[str] = ()) -> None:
         self.benchmark = benchmark
         self.only = only
 
@@ -76,18 +76,18 @@ class Plan:
 
     def finals(self, contender: str, genome: str, lr: float) -> list[Trial]:
         """The trials whose figures are compared, those of the first seed first."""
-        config = self.benchmark.config
-        multiples = self.benchmark.contenders[contender].multiples or config.multiples
-        seeds = self.benchmark.seeds(contender, genome)
+        benchmark = self.benchmark
         # The search has this point already, unless it was made on another genome.
-        is_searched = self.benchmark.contenders[contender].rate_from is None
-        with_search = list(dict.fromkeys([config.search_share, *multiples])) if is_searched else multiples
-        return [
-            Trial(contender, genome, seed, multiple, lr)
-            for seed in seeds
-            # The other budgets draw a curve, for which one seed is enough.
-            for multiple in (with_search if seed == seeds[0] else multiples[:1])
-        ]
+        searched = [benchmark.config.search_share] if benchmark.contenders[contender].rate_from is None else []
+        first_seed = benchmark.seeds(contender, genome)[0]
+        trials = []
+        for group in benchmark.groups(contender, genome):
+            multiples = benchmark.multiples(contender, group)
+            for seed in group.seeds:
+                # The other budgets draw a curve, for which one seed is enough.
+                wanted = [*searched, *multiples] if seed == first_seed else multiples[:1]
+                trials += [Trial(contender, genome, seed, multiple, lr) for multiple in wanted]
+        return sorted(dict.fromkeys(trials), key=lambda trial: benchmark.seeds(contender, genome).index(trial.seed))
 
     def chosen_rate(self, contender: str, genome: str, outcomes: Mapping[str, float]) -> float | None:
         """The rate with the fewest bits per base on the validation windows.
@@ -154,9 +154,8 @@ class Plan:
                     yield from (trial for trial in final if trial.seed == seed)
 
     def _is_chosen(self, contender: str, trials: list[Trial]) -> bool:
-        if self.only is None:
-            return True
-        return any(fnmatch.fnmatch(name, self.only) for name in [contender, *(trial.name for trial in trials)])
+        names = [contender, *(trial.name for trial in trials)]
+        return not self.only or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.only)
 
 
 def _rounded(lr: float) -> float:

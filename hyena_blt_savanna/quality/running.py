@@ -149,6 +149,7 @@ class TrialRunner:
             if isinstance(checkpoint.module, HNet):
                 mean, sd = measure_chunks(checkpoint.module, data / "test", window_bases, held_out.test)
                 boundaries = replace(boundaries, mean_bases=mean, sd_bases=sd)
+                training = replace(training, flops_per_base=_spent_per_base(folder / "run"))
             result = self._describe(
                 trial,
                 training,
@@ -183,7 +184,7 @@ class TrialRunner:
         test: HeldOutScores | None = None,
         module: nn.Module | None = None,
     ) -> TrialResult:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = _metrics(run)
         steps = [line for line in lines if line["kind"] == "training"]
         start: dict[str, Any] = next((line for line in lines if line["kind"] == "start"), {})
         facts = {
@@ -331,6 +332,15 @@ def _curve(lines: list[dict[str, Any]], training: TrainingPlan, boundaries: Boun
             )
         )
     return points
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _spent_per_base(run: Path) -> float:
+    """Operations of a model that finds its own chunks, of the lengths that it found."""
+    return statistics.fmean(line["flops_per_base"] for line in _metrics(run) if line["kind"] == "training")
 
 
 def _recipe(training: TrainingPlan) -> dict[str, Any]:

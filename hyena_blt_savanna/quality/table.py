@@ -126,12 +126,13 @@ class GenomeTable:
             return [title, "", "", "", self._rate_cell(contender), "", "", "", "", ""]
         facts = results[-1].facts
         whole = self.results(contender, 1.0)
-        seen = (whole or results)[0].facts
         others = [multiple for multiple in self._multiples(results) if multiple != 1.0]
-        ratio = None
-        if whole:
-            point = next(p for p in self.end_points(contender) if p[0] == mean(r.facts["total_flops"] for r in whole))
-            ratio = compute_ratio(*point, self.end_points(config.baseline))
+        # A row that has not been trained for C is told by its longest training.
+        told = whole or self.results(contender, max(others))
+        seen = told[0].facts
+        spent = mean(result.facts["total_flops"] for result in told)
+        ratio = compute_ratio(spent, mean(_bits(told)), self.end_points(config.baseline))
+        suffix = _at(told[0].multiple)
         tables = facts.get("num_table_parameters")
         return [
             title,
@@ -141,8 +142,8 @@ class GenomeTable:
             self._rate_cell(contender),
             ", ".join(filter(None, [_bits_cell(whole), self._diverged(contender)])),
             ", ".join(f"{m:g} C: {_bits_cell(self.results(contender, m))}" for m in others),
-            difference_cell(self._difference(contender, against)) if contender != against else "",
-            ratio_cell(ratio) if contender != config.baseline else "",
+            self._difference_cell(contender, against) if contender != against else "",
+            ratio_cell(ratio) + suffix if ratio is not None and contender != config.baseline else "",
             f"{seen['bases'] / 1e6:.1f} ({seen['bases_per_second'] / 1e3:.1f})",
         ]
 
@@ -169,8 +170,17 @@ class GenomeTable:
     def _multiples(self, results: Sequence[TrialResult]) -> list[float]:
         return list(dict.fromkeys(result.multiple for result in results))
 
-    def _difference(self, first: str, second: str) -> Difference | None:
-        return difference(self.scores(first, 1.0), self.scores(second, 1.0))
+    def _difference(self, first: str, second: str, multiple: float = 1.0) -> Difference | None:
+        return difference(self.scores(first, multiple), self.scores(second, multiple))
+
+    def _difference_cell(self, first: str, second: str) -> str:
+        """At C if both have been trained for so long, otherwise at the most that both have."""
+        common = {result.multiple for result in self.results(first)} & {r.multiple for r in self.results(second)}
+        if not common:
+            return ""
+        multiple = 1.0 if 1.0 in common else max(common)
+        found = self._difference(first, second, multiple)
+        return "" if found is None else difference_cell(found) + _at(multiple)
 
     def _pair(self, first: str, second: str) -> list[str]:
         found = self._difference(first, second)
@@ -180,15 +190,13 @@ class GenomeTable:
         return [_row([f"{titles[0]}, less {titles[1]}", f"{found.bits:+.4f}", f"{found.standard_error:.4f}"])]
 
 
-def difference_cell(found: Difference | None) -> str:
+def difference_cell(found: Difference) -> str:
     """A difference with its standard error."""
-    return "" if found is None else f"{found.bits:+.4f} ± {found.standard_error:.4f}"
+    return f"{found.bits:+.4f} ± {found.standard_error:.4f}"
 
 
-def ratio_cell(ratio: Ratio | None) -> str:
+def ratio_cell(ratio: Ratio) -> str:
     """A ratio, or the side on which it lies."""
-    if ratio is None:
-        return ""
     words = {"": "", ">": "more than ", "<": "less than "}[ratio.bound]
     return f"{words}{ratio.times:.2f} x"
 
@@ -197,6 +205,10 @@ def mean(values: Any) -> float:
     """The mean of at least one number."""
     listed = list(values)
     return float(sum(listed) / len(listed))
+
+
+def _at(multiple: float) -> str:
+    return "" if multiple == 1.0 else f" at {multiple:g} C"
 
 
 def _share_cell(facts: Mapping[str, Any]) -> str:

@@ -115,6 +115,19 @@ def test_the_table_says_what_the_results_say(filled):
         assert (results.folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_row_that_was_trained_less_is_compared_where_both_are(filled):
+    plan, results = filled
+    for path in results.folder.rglob("toy.hybrid.c1.*"):
+        path.unlink()
+    found = rows(write_page(plan, results, "command").read_text())
+    row = dict(zip(found["contender"], found["the hybrid one (`hybrid`)"], strict=True))
+    assert row["bits at C (range of seeds)"] == ""
+    assert row["bits at other budgets"] == "0.25 C: 1.9400"
+    assert row["less plain"] == "-0.0200 ± 0.0000 at 0.25 C"
+    # The baseline has these bits at C.
+    assert row["plain's compute for it"] == "4.00 x at 0.25 C"
+
+
 def test_a_page_is_the_same_when_it_is_made_again(filled):
     plan, results = filled
     write_page(plan, results, "command")

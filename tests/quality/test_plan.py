@@ -73,11 +73,22 @@ def test_seeds_come_one_after_the_other_over_contenders(benchmark_of):
     ]
 
 
+def test_a_group_has_budgets_of_its_own(benchmark_of):
+    screening = {"title": "Screening", "contenders": ["hybrid"], "seeds": [5], "multiples": [0.5]}
+    finals = {"title": "Finals", "contenders": ["hybrid", "plain"], "seeds": [5, 6]}
+    plan = Plan(benchmark_of(groups=[screening, finals], rates=[1e-3], multiples=[1, 2]))
+    budgets = {
+        name: [(trial.seed, trial.multiple) for trial in plan.finals(name, "toy", 1e-3)] for name in ("hybrid", "plain")
+    }
+    assert budgets["plain"] == [(5, 0.25), (5, 1), (5, 2), (6, 1)]
+    assert budgets["hybrid"] == [(5, 0.25), (5, 0.5), (5, 1), (5, 2), (6, 1)]
+
+
 def test_a_rate_can_be_another_contenders(make_benchmark):
     path = make_benchmark(rates=[1e-3])
     file = path.parent / "contenders" / "plain.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"rate_from": "hybrid", "multiples": [4]}))
-    plan = Plan(Benchmark.load(path), only="plain")
+    plan = Plan(Benchmark.load(path), only=["plain"])
     [searched] = plan.wanted({})
     assert searched == Trial("hybrid", "toy", 1, 0.25, 1e-3)
     assert plan.wanted({searched.name: 1.9})[1:] == [Trial("plain", "toy", 1, 4.0, 1e-3)]
@@ -85,7 +96,7 @@ def test_a_rate_can_be_another_contenders(make_benchmark):
 
 def test_rates_can_be_chosen_on_one_genome_for_all(benchmark_of):
     genomes = {"toy": {}, "other": {}}
-    plan = Plan(benchmark_of(genomes=genomes, search_genome="toy", rates=[1e-3]), only="hybrid")
+    plan = Plan(benchmark_of(genomes=genomes, search_genome="toy", rates=[1e-3]), only=["hybrid"])
     [searched] = plan.wanted({})
     assert searched.genome == "toy"
     # The other genome's point at a small budget is not the search's.
@@ -97,7 +108,10 @@ def test_rates_can_be_chosen_on_one_genome_for_all(benchmark_of):
     ]
 
 
-@pytest.mark.parametrize(("only", "names"), [("pl*", {"plain"}), ("toy.hybrid.*", {"hybrid"}), ("none", set())])
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [(["pl*"], {"plain"}), (["toy.hybrid.*"], {"hybrid"}), (["none"], set()), (["pl*", "hybrid"], {"plain", "hybrid"})],
+)
 def test_only_takes_contenders_and_trials(benchmark_of, only, names):
     plan = Plan(benchmark_of(), only)
     assert {trial.contender for trial in plan.wanted({})} == names

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
 import pytest
+import yaml
 
 from hyena_blt_savanna.quality import running
 from hyena_blt_savanna.quality.config import Benchmark
@@ -13,6 +15,8 @@ from hyena_blt_savanna.quality.datasets import Datasets
 from hyena_blt_savanna.quality.plan import Plan
 from hyena_blt_savanna.quality.results import Results
 from hyena_blt_savanna.quality.running import TrialRunner, run_trials
+from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.run_config import RunConfig
 
 HYBRID = {"title": "All", "contenders": ["hybrid"], "seeds": [1]}
 ONE_TRIAL = {"groups": [HYBRID], "baseline": "hybrid", "pairs": [], "search_share": 1.0, "rates": [1e-2]}
@@ -59,6 +63,26 @@ def test_a_stopped_benchmark_goes_on_to_the_same_figures(make_benchmark, tmp_pat
     assert [point.bits_per_base for point in resumed.curve] == [point.bits_per_base for point in whole.curve]
     assert resumed.test == whole.test
     assert list((tmp_path / "stopped").rglob("step_*/manifest.json"))
+
+
+@pytest.mark.slow
+def test_a_model_that_finds_its_own_chunks_is_charged_for_those(make_benchmark, tmp_path):
+    path = make_benchmark(**ONE_TRIAL)
+    stack = {"width": 8, "num_heads": 2, "blocks": ["hyena_se"]}
+    model = {"kind": "hnet", "chunk_bases": 6, "encoder": stack, "decoder": stack, "main_network": stack}
+    (path.parent / "hybrid.yaml").write_text(yaml.safe_dump({"model": model}))
+    contender = {"title": "learned chunks", "recipe": [str(path.parent / "hybrid.yaml")]}
+    (path.parent / "contenders" / "hybrid.yaml").write_text(yaml.safe_dump(contender))
+    runner, plan, results = build(path, tmp_path)
+    [name] = run_trials(runner, plan, results, num_workers=1).finished
+    facts = results.fresh(plan)[0][name].facts
+    [metrics] = tmp_path.rglob("metrics.jsonl")
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    spent = [line["flops_per_base"] for line in lines if line["kind"] == "training"]
+    assert facts["flops_per_base"] == round(sum(spent) / len(spent))
+    planned = training_flops_per_base(RunConfig.load([metrics.parents[1] / "run.yaml"]).model, 128, None)
+    assert facts["flops_per_base"] != round(planned)
+    assert facts["total_flops"] == pytest.approx(facts["flops_per_base"] * facts["bases"], rel=1e-4)
 
 
 @pytest.mark.slow
