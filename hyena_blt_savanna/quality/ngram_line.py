@@ -72,4 +72,6 @@ def make_ngram_line(benchmark: Benchmark, results: Results, datasets: Datasets, 
 
 def _digest(benchmark: Benchmark, genome: str) -> str:
     config = benchmark.config
-    return digest_of([config.genomes[genome].split.to_dict(), config.ngram_orders, config.held_out.to_dict(), genome])
+    window_bases = [stage.get("window_bases") for stage in benchmark.tree(config.baseline)["training"]["stages"]]
+    held_out = config.held_out.to_dict()
+    return digest_of([config.genomes[genome].split.to_dict(), config.ngram_orders, held_out, genome, window_bases])

@@ -84,7 +84,8 @@ def rows(page: str) -> dict[str, list[str]]:
 def test_the_table_says_what_the_results_say(filled):
     plan, results = filled
     config = plan.benchmark.config
-    digest = digest_of([config.genomes["toy"].split.to_dict(), config.ngram_orders, config.held_out.to_dict(), "toy"])
+    held_out = config.held_out.to_dict()
+    digest = digest_of([config.genomes["toy"].split.to_dict(), config.ngram_orders, held_out, "toy", [128]])
     about = {"test": {"windows": 9, "taken": 4}}
     line = {"digest": digest, "order": 2, "held_out": about, "test": {"bits_per_base": 1.955}}
     write_json(results.folder / "ngram.toy.json", line)
