@@ -1,16 +1,20 @@
 """The indexed dataset against megatron-core's own builder and reader."""
 
 import errno
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from hyena_blt_savanna.data import whole_files
 from hyena_blt_savanna.data.errors import DataError, DiskFullError
 from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path, index_path
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "stripedhyena2"
 DTYPES = [np.uint8, np.uint16, np.int32]
 
 
@@ -35,6 +39,21 @@ def test_files_are_byte_equal_to_megatrons(tmp_path, dtype):
     for document in documents:
         builder.add_document(document, [len(document)])
     builder.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def test_savannas_files_are_read_and_written(tmp_path):
+    """A token file and index that Savanna's own builder wrote."""
+    golden = load_file(GOLDEN / "indexed_dataset_tiny.safetensors")
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"theirs{suffix}").write_bytes(golden[f"{suffix[1:]}_file_bytes"].tobytes())
+    reader = IndexedReader(tmp_path / "theirs")
+    sizes = json.loads((GOLDEN / "indexed_dataset_tiny.json").read_text())["config"]["document_sizes_without_eod"]
+    documents = [reader.document(i) for i in range(len(reader))]
+    assert [len(document) - 1 for document in documents] == sizes
+    assert all(document[-1] == 0 and document[:-1].all() for document in documents)
+    write(tmp_path / "ours", documents, np.uint16)
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
 
