@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.config import merge
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.evaluation.bits_per_base import fasta_documents
 from hyena_blt_savanna.nucleotides import BASE_CODE, END_OF_DOCUMENT, OTHER_CODE, UPPER, Bytes
 from hyena_blt_savanna.patching.calibration import calibrate

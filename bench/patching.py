@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.fasta import read_fasta
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.calibration import calibrate

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hyena_blt_savanna.data.boundaries import BoundaryReader
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import read_annotation_manifest
 from hyena_blt_savanna.patching.cutting import cut

@@ -20,11 +20,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path
 from hyena_blt_savanna.data.manifest import (
     AnnotationManifest,
-    EntropyModelDescription,
     Strand,
     StrandStatistics,
     annotation_prefix,

@@ -10,12 +10,12 @@ of uint16, one value a base, in items of 65,536 bases; the annotation's manifest
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.boundaries import BLOCK_BASES
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path
 from hyena_blt_savanna.data.manifest import (
@@ -26,14 +26,6 @@ from hyena_blt_savanna.data.manifest import (
     read_manifest,
 )
 from hyena_blt_savanna.data.whole_files import WholeWriter
-
-ENTROPY_STEP_NATS = 2.0**-15
-"""Distance of neighbours on the grid: 0.00003 nats; entropies of four letters are below 1.387, the largest is 2."""
-
-
-def on_grid(nats: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """The nearest entropies on the grid, float32; halves go to the even one."""
-    return (np.rint(nats / ENTROPY_STEP_NATS) * ENTROPY_STEP_NATS).astype(np.float32)
 
 
 def entropies_prefix(prefix: Path, name: str, strand: Strand) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.data.strands import StrandReader
@@ -43,11 +44,6 @@ class FoldStretch(NamedTuple):
     start: int
     stop: int
     fold: int
-
-
-def fold_edges(num_bases: int, num_folds: int) -> list[int]:
-    """Borders of stretches of about equal length: num_folds + 1 positions from 0 to num_bases."""
-    return [num_bases * fold // num_folds for fold in range(num_folds + 1)]
 
 
 def stretches_of_folds(reader: IndexedReader, strand: Strand, edges: Sequence[int]) -> list[FoldStretch]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 import hyena_blt_savanna
 from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.whole_files import write_whole
 
@@ -82,14 +83,6 @@ class StrandStatistics(Config):
     max_bases: int
     histogram: dict[int, int]
     """Number of patches of each length in bases; lengths that don't occur are left out."""
-
-
-class EntropyModelDescription(Config):
-    """The entropy model behind a set of boundaries."""
-
-    kind: str
-    digest: str
-    context_bases: int
 
 
 class AnnotationManifest(Config):

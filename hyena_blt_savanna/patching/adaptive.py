@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.marks import BYTE_CLASS, IN_SEQUENCE, IN_TAG, NEXT_STATE, PLACE, START
 from hyena_blt_savanna.patching.ngram_counts import num_contexts

@@ -26,7 +26,7 @@ from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, boundary_prefix, write_annotation_manifest
 from hyena_blt_savanna.data.entropies import EntropyWriter, entropies_prefix
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import (
     STRANDS,

@@ -6,8 +6,8 @@ safetensors file that holds its tensors and, as metadata, its kind, its settings
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,14 +74,30 @@ class EntropyModel(StreamEntropies, Protocol):
         """What a file of the model holds beside its settings."""
 
 
-_KINDS = {
-    "ngram": ("ngram", "NgramConfig", "NgramModel"),
-    "adaptive": ("adaptive", "AdaptiveConfig", "AdaptiveModel"),
-    "neural": ("neural", "NeuralConfig", "NeuralModel"),
-}
-"""Module of this room, settings and class of each kind; the class has `from_tensors(config, tensors)`.
+_Classes = tuple[type[Config], Any]
+"""Settings and class of a kind; the class has `from_tensors(config, tensors)`."""
 
-By name, so that only who reads a neural model waits for torch."""
+
+def _ngram() -> _Classes:
+    from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
+
+    return NgramConfig, NgramModel
+
+
+def _adaptive() -> _Classes:
+    from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
+
+    return AdaptiveConfig, AdaptiveModel
+
+
+def _neural() -> _Classes:
+    from hyena_blt_savanna.patching.neural import NeuralConfig, NeuralModel
+
+    return NeuralConfig, NeuralModel
+
+
+_KINDS: dict[str, Callable[[], _Classes]] = {"ngram": _ngram, "adaptive": _adaptive, "neural": _neural}
+"""Imported when a model of the kind is read, so that only who reads a neural one waits for torch."""
 
 
 def kind_of(model: EntropyModel) -> str:
@@ -179,13 +195,32 @@ def load_entropy_model(path: Path) -> EntropyModel:
     missing = [name for name in ("config", "digest") if name not in metadata]
     if missing:
         raise EntropyModelError(f"{path}: its metadata lack {' and '.join(missing)}: annotate the data again")
-    module_name, config_name, model_name = _KINDS[metadata["kind"]]
-    module = importlib.import_module(f"hyena_blt_savanna.patching.{module_name}")
     try:
-        config: Config = getattr(module, config_name).parse(json.loads(metadata["config"]), "its settings")
-        model: EntropyModel = getattr(module, model_name).from_tensors(config, tensors)
+        settings = json.loads(metadata["config"])
+        return rebuild_entropy_model(metadata["kind"], settings, tensors, metadata["digest"])
     except ValueError as error:
         raise EntropyModelError(f"{path}: {error}") from error
-    if model.digest != metadata["digest"]:
-        raise EntropyModelError(f"{path}: its contents are not those of its digest {metadata['digest'][:12]}")
+
+
+def rebuild_entropy_model(
+    kind: str, settings: dict[str, Any], tensors: dict[str, NDArray[Any]], digest: str
+) -> EntropyModel:
+    """The model that was stored in these parts.
+
+    Args:
+        kind: of the model.
+        settings: plain values of its configuration.
+        tensors: what its `tensors` gave.
+        digest: its own.
+
+    Raises:
+        EntropyModelError: there is no such kind, or the parts are not what the digest says.
+        ConfigError, ValueError: the settings or the tensors are not those of such a model.
+    """
+    if kind not in _KINDS:
+        raise EntropyModelError(f"there is no entropy model of kind {kind!r}; known: {', '.join(_KINDS)}")
+    config_class, model_class = _KINDS[kind]()
+    model: EntropyModel = model_class.from_tensors(config_class.parse(settings, "its settings"), tensors)
+    if model.digest != digest:
+        raise EntropyModelError(f"its contents are not those of its digest {digest[:12]}")
     return model

@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.nucleotides import BASE_CODE, BASES, END_OF_DOCUMENT, OTHER_CODE, PADDING, UPPER, Bytes
 from hyena_blt_savanna.parallel.stream import Stream, StreamState

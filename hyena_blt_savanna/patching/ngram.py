@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.marks import START
 from hyena_blt_savanna.patching.ngram_counts import (
@@ -118,7 +118,7 @@ class NgramModel:
             bases: uint8 [L], one or more documents from their start, either case.
 
         Returns:
-            float32 [L], nats, on the grid of `data.entropies`.
+            float32 [L], nats, on the grid of `data.entropy_grid`.
         """
         return self.table.entropies(bases)
 

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.nucleotides import Bytes
 from hyena_blt_savanna.patching.ngram_counts import WindowCounts, windows
 from hyena_blt_savanna.patching.ngram_windows import NgramError

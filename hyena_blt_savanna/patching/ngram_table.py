@@ -64,7 +64,7 @@ class EntropyTable:
             bases: uint8 [L], one or more documents from their start, either case.
 
         Returns:
-            float32 [L], nats, on the grid of `data.entropies`.
+            float32 [L], nats, on the grid of `data.entropy_grid`.
         """
         return self.stepper().read(bases)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
 from hyena_blt_savanna.patching.ngram_smoothing import mix
 from hyena_blt_savanna.patching.ngram_windows import COUNT_BITS, WindowList
 

@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.config import Config, ConfigError, merge
-from hyena_blt_savanna.data.manifest import EntropyModelDescription
+from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, IUPAC, JOIN_MARKS, TAG_MARK, Bytes
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel

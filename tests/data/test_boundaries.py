@@ -16,9 +16,9 @@ from hyena_blt_savanna.data.boundaries import (
     boundary_prefix,
     write_annotation_manifest,
 )
+from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.indexed import IndexedReader
-from hyena_blt_savanna.data.manifest import EntropyModelDescription
 from hyena_blt_savanna.testing.toy_genomes import random_genome, random_patches, write_dataset, write_random_boundaries
 
 

@@ -12,7 +12,8 @@ import torch
 
 from hyena_blt_savanna.data.batches import BatchLoader, TrainingSamples, collate
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, write_annotation_manifest
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS, EntropyReader, EntropyWriter, entropies_prefix, on_grid
+from hyena_blt_savanna.data.entropies import EntropyReader, EntropyWriter, entropies_prefix
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS, on_grid
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut, stretches_without
 from hyena_blt_savanna.data.indexed import IndexedReader, IndexedWriter, data_path

@@ -7,7 +7,8 @@ import pytest
 
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.batches import TrainingSamples
-from hyena_blt_savanna.data.folds import LeftOut, fold_edges, stretches_without
+from hyena_blt_savanna.data.fold_edges import fold_edges
+from hyena_blt_savanna.data.folds import LeftOut, stretches_without
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import STRANDS
 from hyena_blt_savanna.data.windows import WindowReader

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.testing.toy_streams import as_bytes, markov_bases, plain_counts, random_bases, stream_with_marks
 

@@ -19,7 +19,7 @@ from hyena_blt_savanna.data import whole_files
 from hyena_blt_savanna.data.boundaries import BoundaryReader
 from hyena_blt_savanna.data.entropies import EntropyReader
 from hyena_blt_savanna.data.errors import DataError, DiskFullError
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import STRANDS, Strand, manifest_path, read_manifest
 from hyena_blt_savanna.data.strands import StrandReader

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.data.order import order_key
 from hyena_blt_savanna.nucleotides import TAG_MARK
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig

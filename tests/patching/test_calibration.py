@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.entropies import on_grid
+from hyena_blt_savanna.data.entropy_grid import on_grid
 from hyena_blt_savanna.patching.calibration import Calibration, CalibrationTarget, calibrate, drift
 from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.rules import (

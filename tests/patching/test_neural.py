@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
 from hyena_blt_savanna.nucleotides import UPPER
 from hyena_blt_savanna.patching import neural, neural_kernels
 from hyena_blt_savanna.patching.entropy_models import (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
-from hyena_blt_savanna.data.folds import fold_edges
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.fold_edges import fold_edges
 from hyena_blt_savanna.patching.marks import states_before
 from hyena_blt_savanna.patching.ngram import NgramConfig, NgramModel
 from hyena_blt_savanna.patching.ngram_counts import (

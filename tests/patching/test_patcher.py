@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data import whole_files
-from hyena_blt_savanna.data.entropies import ENTROPY_STEP_NATS
+from hyena_blt_savanna.data.entropy_grid import ENTROPY_STEP_NATS
 from hyena_blt_savanna.data.errors import DiskFullError
 from hyena_blt_savanna.patching import Patcher, compute_entropy, segment_sequence
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
@@ -22,6 +22,7 @@ from hyena_blt_savanna.patching.entropy_models import (
     EntropyModelError,
     load_entropy_model,
     read_about,
+    rebuild_entropy_model,
     save_entropy_model,
 )
 from hyena_blt_savanna.patching.ngram import NgramConfig
@@ -179,6 +180,14 @@ def test_changed_counts_are_found_by_the_digest(folder: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(EntropyModelError, match="not those of its digest"):
         Patcher.load(folder)
+
+
+def test_a_model_is_rebuilt_from_its_parts() -> None:
+    bases = random_bases(500, 3)
+    rebuilt = rebuild_entropy_model("ngram", MODEL.config.to_dict(), MODEL.tensors(), MODEL.digest)
+    np.testing.assert_array_equal(rebuilt.entropies(bases), MODEL.entropies(bases))
+    with pytest.raises(EntropyModelError, match="no entropy model of kind 'oracle'; known: ngram, adaptive, neural"):
+        rebuild_entropy_model("oracle", MODEL.config.to_dict(), MODEL.tensors(), MODEL.digest)
 
 
 def test_the_model_of_another_patcher_is_refused(folder: Path) -> None:

@@ -11,7 +11,8 @@ import yaml
 
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.folds import LeftOut, fold_edges
+from hyena_blt_savanna.data.fold_edges import fold_edges
+from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
