@@ -54,8 +54,9 @@ class HyenaConfig(Config):
     """Length of the hyena_mr filters."""
     mr_groups: int | None = Field(None, ge=1)
     """Number of hyena_mr filters; None: one a channel (256 in Evo 2 7B)."""
-    mr_decay: Literal["strong", "normal", "weak"] = "weak"
-    """The slowest group's rate is 1, 0.1 or 0.01 over `mr_decay_length` positions; the fastest's is always 100."""
+    mr_decay: Literal["strong", "normal", "weak", "none"] = "weak"
+    """The slowest group's rate is 1, 0.1 or 0.01 over `mr_decay_length` positions; the fastest's is always 100.
+    none: the taps alone, as in weights from Vortex, where the decay is in them already."""
     mr_decay_length: int = Field(8192, ge=2)
     """Positions over which the rates are counted. Savanna takes the length that training was configured for:
     keep the first one when the window grows, or the filters change (8192 in Evo 2 7B)."""
@@ -291,6 +292,8 @@ def decay_grid(groups: int, config: HyenaConfig) -> Tensor:
 
     Source: Savanna's `ExplicitSingleDecayFilter` (`explicit_single_decay`).
     """
+    if config.mr_decay == "none":
+        return torch.ones(groups, config.mr_taps)
     slowest = {"strong": 0, "normal": -1, "weak": -2}[config.mr_decay]
     rates = torch.logspace(slowest, 2, groups // config.mr_decay_repeats)
     time = torch.arange(config.mr_taps) / (config.mr_decay_length - 1)
