@@ -1,6 +1,6 @@
 """Native checkpoints: consolidated weights with all that is needed to use them.
 
-FOLDER/model.safetensors   weights, by the names of the torch module
+FOLDER/model.safetensors   weights, by the names of the torch module; large ones in shards (see `tensor_files`)
 FOLDER/config.yaml         the model's configuration, `kind` included
 FOLDER/patcher/            entropy model and rule; left out for a model of single bases
 FOLDER/manifest.json       format, versions, checksums; written last
@@ -8,7 +8,6 @@ FOLDER/manifest.json       format, versions, checksums; written last
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import logging
@@ -18,14 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hyena_blt_savanna
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.evaluation.sealed_folder import MANIFEST, SealError, read_seal, seal, verify, written_whole
+from hyena_blt_savanna.evaluation.tensor_files import (
+    SHARD_BYTES,
+    LazyTensor,
+    TensorFileError,
+    has_safetensors,
+    lazy,
+    missing_and_extra,
+    read_safetensors,
+    write_safetensors,
+)
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError
 from hyena_blt_savanna.patching.patcher import Patcher
 
@@ -73,6 +80,27 @@ class NativeCheckpoint:
     trained_on: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class NativeParts:
+    """A native checkpoint whose model is not built: the fields of NativeCheckpoint, and weights that are not read yet.
+
+    Attributes:
+        folder: where it was found.
+        config: the model's.
+        tensors: weights by the names of the torch module.
+        patcher: finds patch boundaries; None for a model of single bases.
+        window_bases: longest window that the model was trained on, if known.
+        trained_on: the digest of the training data, and the fold of them that was left out, if known.
+    """
+
+    folder: Path
+    config: Config
+    tensors: dict[str, LazyTensor]
+    patcher: Patcher | None
+    window_bases: int | None
+    trained_on: dict[str, Any] | None = None
+
+
 def patch_places(config: Config) -> tuple[str, int] | None:
     """How long the patches are that a model has places for.
 
@@ -90,21 +118,24 @@ def patch_places(config: Config) -> tuple[str, int] | None:
 
 def save_pretrained(
     folder: Path,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | LazyTensor],
     model_config: Config,
     patcher: Patcher | None,
     window_bases: int | None = None,
     trained_on: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a native checkpoint, whole or not at all.
+    """Writes a native checkpoint, whole or not at all, with one tensor more in memory than there were.
 
     Args:
         folder: where; a folder of that name is replaced.
-        weights: consolidated state dictionary of the torch model, of any floating-point dtype, on any device.
+        weights: consolidated state dictionary of the torch model, of any floating-point dtype, on any device or still
+            on the disk.
         model_config: the model's configuration; its `kind` tells which model to build.
         patcher: cuts sequences as the training data were cut; None for a model of single bases.
         window_bases: longest window of the training; evaluation takes it by default.
         trained_on: `data_sha256` of the training data and the fold `left_out` of them, or None.
+        shard_bytes: more weights than this are written as shards of at most so many bytes.
 
     Raises:
         PretrainedError: it can't be written, or the patcher cuts longer patches than the model has places for;
@@ -121,14 +152,13 @@ def save_pretrained(
     }
     try:
         with written_whole(folder) as partial:
-            save_file(_separate(weights), partial / WEIGHTS, metadata={"format": "pt"})
+            tensors = {name: lazy(value) if isinstance(value, Tensor) else value for name, value in weights.items()}
+            write_safetensors(partial, tensors, shard_bytes=shard_bytes)
             model_config.save(partial / CONFIG)
-            # safetensors makes a file that nobody else may read: a checkpoint is as open as its folder's other files.
-            (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
             if patcher is not None:
                 patcher.save(partial / PATCHER)
             seal(partial, about)
-    except (OSError, SafetensorError, DataError) as error:
+    except (OSError, DataError) as error:
         raise PretrainedError(
             f"{folder}: the checkpoint could not be written: {error}; nothing of it is left"
         ) from error
@@ -143,28 +173,43 @@ def read_native(path: Path) -> NativeCheckpoint:
     Raises:
         PretrainedError: there is no checkpoint, it is broken, or it is of another format or model.
     """
+    parts = read_parts(path)
+    # Drawing the weights that are about to be replaced must not move the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        module: nn.Module = parts.config.build()  # type: ignore[attr-defined]
+    _load_weights(module, parts)
+    return NativeCheckpoint(
+        folder=parts.folder,
+        module=module.eval().requires_grad_(False),
+        config=parts.config,
+        patcher=parts.patcher,
+        window_bases=parts.window_bases,
+        trained_on=parts.trained_on,
+    )
+
+
+def read_parts(path: Path) -> NativeParts:
+    """Reads all of a checkpoint but its weights, which are read when they are asked for.
+
+    Args:
+        path: a native folder, a training checkpoint that holds one, or the folder of a run.
+
+    Raises:
+        PretrainedError: there is no checkpoint, it is broken, or it is of another format.
+    """
     folder = find_native(path)
     try:
         about = read_seal(folder)
         _check_format(folder, about)
         verify(folder)
         config = _parse_config(folder)
-    except (SealError, ConfigError) as error:
+        tensors = read_safetensors(folder)
+    except (SealError, ConfigError, TensorFileError) as error:
         raise PretrainedError(str(error)) from error
-    # Drawing the weights that are about to be replaced must not move the caller's generator.
-    with torch.random.fork_rng(devices=[]):
-        module: nn.Module = config.build()  # type: ignore[attr-defined]
-    _load_weights(module, folder / WEIGHTS)
     patcher = _load_patcher(folder)
     _check_patches_fit(folder, config, patcher)
-    return NativeCheckpoint(
-        folder=folder,
-        module=module.eval().requires_grad_(False),
-        config=config,
-        patcher=patcher,
-        window_bases=about.get("window_bases"),
-        trained_on=about.get("trained_on"),
-    )
+    window_bases, trained_on = about.get("window_bases"), about.get("trained_on")
+    return NativeParts(folder, config, tensors, patcher, window_bases, trained_on)
 
 
 def find_native(path: Path) -> Path:
@@ -180,7 +225,7 @@ def find_native(path: Path) -> Path:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise PretrainedError(f"{path} {what}: give the folder of a checkpoint or of a run")
-    if (path / WEIGHTS).exists():
+    if has_safetensors(path):
         return path
     if (path / NATIVE).is_dir():
         return path / NATIVE
@@ -230,37 +275,22 @@ def _parse_config(folder: Path) -> Config:
     return config.parse(tree, str(folder / CONFIG))
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise PretrainedError(f"{path} can't be read: {error}") from error
+def _load_weights(module: nn.Module, parts: NativeParts) -> None:
     wanted = module.state_dict()
-    problems = _missing_and_extra(set(wanted), set(weights)) + [
-        f"{name} has shape {list(weights[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
+    problems = missing_and_extra(set(wanted), set(parts.tensors)) + [
+        f"{name} has shape {list(parts.tensors[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & parts.tensors.keys())
+        if parts.tensors[name].shape != wanted[name].shape
     ]
     if problems:
         left_out = len(problems) - _LISTED_NAMES
         lines = problems[:_LISTED_NAMES] + ([f"and {left_out} more"] if left_out > 0 else [])
         raise PretrainedError(
-            f"{path} holds the weights of another model than {CONFIG} beside it describes:\n"
+            f"{parts.folder / WEIGHTS} holds the weights of another model than {CONFIG} beside it describes:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
-    module.load_state_dict(weights)
-
-
-def _missing_and_extra(wanted: set[str], given: set[str]) -> list[str]:
-    missing, extra = sorted(wanted - given), sorted(given - wanted)
-    lines = []
-    for name in missing:
-        nearest = difflib.get_close_matches(name, extra, n=1)
-        lines.append(f"{name} is missing" + (f"; nearest that is there: {nearest[0]}" if nearest else ""))
-    for name in extra:
-        nearest = difflib.get_close_matches(name, missing, n=1)
-        lines.append(f"{name} is no weight of this model" + (f"; nearest: {nearest[0]}" if nearest else ""))
-    return lines
+    for name, tensor in wanted.items():
+        tensor.copy_(parts.tensors[name].load())
 
 
 def _load_patcher(folder: Path) -> Patcher | None:
@@ -279,19 +309,6 @@ def _check_patches_fit(folder: Path, config: Config, patcher: Patcher | None) ->
             f"{folder}: the patcher cuts patches of up to {patcher.rule.max_patch_bases} bases, and the model has "
             f"places for {places[1]}: give the rule a max_patch_bases of at most {places[1]}"
         )
-
-
-def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, none of which shares memory with another, as safetensors wants them."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in weights.items():
-        plain = tensor.detach().cpu().contiguous()
-        if plain.untyped_storage().data_ptr() in seen or plain.untyped_storage().nbytes() != plain.nbytes:
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        separate[name] = plain
-    return separate
 
 
 def _versions() -> dict[str, str]:
