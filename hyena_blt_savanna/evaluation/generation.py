@@ -1,9 +1,9 @@
 """Sequences drawn base by base, with patch boundaries found on the way by the model's own entropy model and rule.
 
-A base costs a pass of the local modules over the few bases that they read, and a patch one of the global model over
-the patches so far. Both give the logits of one pass over the whole sequence: the local modules read
-`local_reach_bases` back and no further, and all that the global model says about a patch is settled once it ends.
-That is the hybrid; the other models read everything again for each base.
+A base costs a pass of the local modules over the few bases that they read, and a patch a step of the global model.
+Both give the logits of one pass over the whole sequence: the local modules read `local_reach_bases` back and no
+further, and all that the global model says about a patch is settled once it ends. That is the hybrid; a base costs the
+isotropic model a step (`model.decoding`), and the other models read everything again for each base.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.evaluation.sampling import Sampler
 from hyena_blt_savanna.evaluation.scoring import patcher_of
+from hyena_blt_savanna.model.decoding import Decoder, StackReader
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
+from hyena_blt_savanna.model.isotropic import Isotropic
 from hyena_blt_savanna.model.kmer_tokens import KmerTokens
 from hyena_blt_savanna.model.patches import lay_out
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, UPPER, Bytes
@@ -126,11 +128,46 @@ def _reader(model: HyenaBLTModel, prompt: Bytes) -> _Reader:
         return PatchReader(model, prompt)
     if isinstance(model.module, KmerTokens):
         return WordReader(model, prompt)
+    if isinstance(model.module, Isotropic):
+        return IsotropicReader(model.module, prompt, model.device)
     return SingleBaseReader(model.module, prompt, model.device)
 
 
+class IsotropicReader:
+    """Reads with an isotropic model: the prompt in one pass, then a step for each base.
+
+    Args:
+        module: the model.
+        prompt: uint8 [L], upper case.
+        device: of the model.
+    """
+
+    def __init__(self, module: Isotropic, prompt: Bytes, device: torch.device) -> None:
+        self._decoder = Decoder(module)
+        first = torch.tensor([[END_OF_DOCUMENT, *prompt.tolist()]], device=device)
+        self._logits = self._decoder.prefill(first)
+        self._base = torch.zeros(1, dtype=torch.long, device=device)
+        self._unread = bytearray()
+
+    def push(self, base: int) -> None:
+        """Reads one base, given as its byte."""
+        # Only when it is asked what follows: nobody asks behind the last base.
+        self._unread.append(base)
+
+    def logits(self) -> Tensor:
+        """[C], of the base after those read."""
+        for base in self._unread:
+            self._logits = self._decoder.step(self._base.fill_(base))
+        self._unread.clear()
+        return self._logits[0]
+
+    def patch_lengths(self) -> NDArray[np.int32]:
+        """None, int32 [0]."""
+        return np.empty(0, dtype=np.int32)
+
+
 class SingleBaseReader:
-    """Reads with a model that is given no boundaries: one pass over all bases so far for each base.
+    """Reads with a model that finds its own chunks: one pass over all bases so far for each base.
 
     Args:
         module: the model.
@@ -209,7 +246,7 @@ class WordReader(_CuttingReader):
 
 
 class PatchReader(_CuttingReader):
-    """Reads with a hybrid; holds the global model's input and output for each finished patch.
+    """Reads with a hybrid; holds the global model's output for each finished patch.
 
     Args:
         model: a hybrid and its patcher.
@@ -243,14 +280,13 @@ class PatchReader(_CuttingReader):
         return self.module.decoder(states, self._after[:, first:], lengths, before)[0, -1]
 
     def _read_prompt(self) -> None:
-        self._before = self._encode(0)[2]
-        self._after = self.module.global_model(self._before)
+        self._global_model = StackReader(self.module.global_model)
+        self._after = self._global_model.prefill(self._encode(0)[2])
 
     def _finish_patch(self) -> None:
-        """Encodes the patch that has just ended, and runs the global model over all that have."""
+        """Encodes the patch that has just ended, and has the global model read it."""
         patch = self._encode(self._first_patch(self._lengths[-1]))[2][:, -1:]
-        self._before = torch.cat([self._before, patch], 1)
-        self._after = self.module.global_model(self._before)
+        self._after = torch.cat([self._after, self._global_model.step(patch)], 1)
 
     def _first_patch(self, num_last: int) -> int:
         """The patch to begin with, so that all is there that the local modules read for the last `num_last` bases."""

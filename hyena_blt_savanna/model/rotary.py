@@ -19,12 +19,15 @@ class RotaryConfig(Config):
     """Positions are divided by this: above 1 for a window longer than the one trained on."""
 
 
-def rotary_tables(length: int, head_width: int, config: RotaryConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    length: int, head_width: int, config: RotaryConfig, device: torch.device, first_position: int = 0
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles.
 
     Args:
         length: number of positions.
         head_width: even.
+        first_position: the first one of them.
 
     Returns:
         Two fp32 tensors [length, head_width / 2].
@@ -33,7 +36,8 @@ def rotary_tables(length: int, head_width: int, config: RotaryConfig, device: to
     step by step as Savanna does, so that angles of far positions agree with it.
     """
     half = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
-    positions = torch.arange(length, device=device, dtype=torch.float32) / config.position_scale
+    stop = first_position + length
+    positions = torch.arange(first_position, stop, device=device, dtype=torch.float32) / config.position_scale
     angles = torch.outer(positions, 1.0 / config.base**half)
     return angles.cos(), angles.sin()
 

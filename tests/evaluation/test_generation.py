@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from hyena_blt_savanna.evaluation.generation import GenerationError, generate
+from hyena_blt_savanna.evaluation import generation
+from hyena_blt_savanna.evaluation.generation import GenerationError, SingleBaseReader, generate
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.patching.patcher import SequenceError
 from hyena_blt_savanna.testing.toy_genomes import random_genome
 
@@ -81,6 +83,28 @@ def test_greedy_takes_the_most_likely_base(model: HyenaBLTModel) -> None:
         assert sequence[position] == max(scores, key=scores.__getitem__)
 
 
+def test_steps_draw_what_whole_passes_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {
+        "stack": {"width": 16, "num_heads": 2, "blocks": ["hyena_se", "hyena_mr", "hyena_li", "attention"]},
+        "kmers": {"sizes": [2, 4]},
+    }
+    config = IsotropicConfig.parse(tree)
+    torch.manual_seed(4)
+    module = config.build().eval()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    model = HyenaBLTModel(module, config, None)
+    for prompt in PROMPTS.values():
+        stepped = generate(model, prompt, 60, seed=6, stop_at_end=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "_reader", lambda model, prompt: SingleBaseReader(module, prompt, model.device))
+            whole = generate(model, prompt, 60, seed=6, stop_at_end=True)
+        assert stepped.sequence == whole.sequence
+        assert stepped.ended == whole.ended
+        np.testing.assert_allclose(stepped.log_likelihoods, whole.log_likelihoods, rtol=1e-4, atol=2e-5)
+
+
 def test_same_seed_same_sequence(model: HyenaBLTModel) -> None:
     first, second, other = (model.generate("ACGT", 40, seed=seed) for seed in (1, 1, 2))
     assert first == second != other
@@ -106,10 +130,9 @@ def test_end_is_drawn_only_when_asked_for(model: HyenaBLTModel) -> None:
     column = int(model.module.class_of_byte[0])
     bias = torch.zeros(512 if model.patcher is None else 5)
     bias[column] = 50.0
-    handle = model.module.register_forward_hook(lambda _, inputs, logits: logits + bias)
-    if model.patcher is not None:
-        handle.remove()
-        handle = model.module.decoder.register_forward_hook(lambda _, inputs, logits: logits + bias)
+    # The isotropic model's head looks bytes up as well.
+    said = model.module.head if model.patcher is None else model.module.decoder
+    handle = said.register_forward_hook(lambda _, inputs, y: y + bias if inputs[0].is_floating_point() else y)
     try:
         never, stopped = generate(model, "ACG", 10), generate(model, "ACG", 10, stop_at_end=True)
     finally:
