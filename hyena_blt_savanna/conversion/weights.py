@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.conversion.names import what_only_native_holds
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor, missing_and_extra
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 
 
@@ -36,6 +38,27 @@ class ModelWeights:
     window_bases: int | None = None
     trained_on: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+
+def isotropic_config(weights: ModelWeights, format_name: str) -> IsotropicConfig:
+    """The configuration of a model that Savanna and Vortex have places for.
+
+    Args:
+        weights: of any model.
+        format_name: of the target, for the message.
+
+    Raises:
+        ConversionError: they have no places for it; the message says for what.
+    """
+    if not isinstance(weights.config, IsotropicConfig):
+        kind = weights.config.to_dict()["kind"]
+        raise ConversionError(
+            f"{format_name} holds isotropic models, and this one is of kind {kind}: convert to native"
+        )
+    reasons = what_only_native_holds(weights.config)
+    if reasons:
+        raise ConversionError(f"{format_name} has no place for " + "; for ".join(reasons))
+    return weights.config
 
 
 def state_shapes(config: Config) -> dict[str, tuple[int, ...]]:
