@@ -32,7 +32,13 @@ from hyena_blt_savanna.conversion.savanna_config import describe, parse_settings
 from hyena_blt_savanna.conversion.savanna_inferred import infer, with_stored_decay
 from hyena_blt_savanna.conversion.savanna_ranks import RANK_FILE, find_folder, merge_ranks, read_ranks
 from hyena_blt_savanna.conversion.torch_files import write_torch
-from hyena_blt_savanna.conversion.weights import ModelWeights, check_tensors, isotropic_config, state_shapes
+from hyena_blt_savanna.conversion.weights import (
+    ModelWeights,
+    check_tensors,
+    isotropic_config,
+    only_tensors,
+    state_shapes,
+)
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor, lazy
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.operators import decay_grid
@@ -63,7 +69,10 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
     folder = find_folder(path)
     states = read_ranks(folder)
     modules = [state["module"] for state in states]
-    kept = [{_plain_norm(name): value for name, value in module.items() if not _is_unread(name)} for module in modules]
+    kept = [
+        only_tensors(folder, {_plain_norm(name): value for name, value in module.items() if not _is_unread(name)})
+        for module in modules
+    ]
     dropped = sum(name.endswith(EXTRA_STATE) for name in modules[0])
     found = read_settings(sorted((folder / "configs").glob("*.y*ml")), settings)
     inferred = infer(modules, states[0].get("args", {}))

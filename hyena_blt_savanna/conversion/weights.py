@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,22 @@ def state_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         module = config.build()  # type: ignore[attr-defined]
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def only_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """A state dictionary of a foreign file, all of whose values must be tensors.
+
+    Args:
+        path: of the file, for the message.
+        state: without what is left out by rule.
+
+    Raises:
+        ConversionError: other values are in it.
+    """
+    others = sorted(name for name, value in state.items() if not isinstance(value, LazyTensor))
+    if others:
+        raise ConversionError(f"{path}: these weights are no tensors: {', '.join(others)}")
+    return dict(state)
 
 
 def check_tensors(where: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
