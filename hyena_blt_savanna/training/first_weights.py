@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
 from hyena_blt_savanna.training.checkpoints import CheckpointError, differing_keys
 
@@ -44,6 +44,25 @@ def load_first_weights(model: nn.Module, config: Config, path: Path) -> None:
         )
     model.load_state_dict(native.module.state_dict())
     logger.info("first weights from %s", native.folder)
+
+
+def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Refuses patterns that name nothing, which are misspelt.
+
+    Args:
+        model: its parameters are meant.
+        patterns: of `training.frozen`.
+
+    Raises:
+        ConfigError: no parameter has such a name, or none is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
+            raise ConfigError(f"training.frozen: no weight is called {pattern!r}; the parts of this model are {parts}")
+    if all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names):
+        raise ConfigError(f"training.frozen: {', '.join(patterns)} leaves nothing to train")
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
-from hyena_blt_savanna.training.first_weights import freeze, load_first_weights
+from hyena_blt_savanna.training.first_weights import check_patterns, freeze, load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
@@ -130,13 +130,15 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
     Raises:
         PretrainedError: there is no checkpoint, or it is broken.
         CheckpointError: it is of another model.
+        ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
     torch.manual_seed(config.seed)
     model = config.model_to_build().build()
     if start_from is not None:
         load_first_weights(model, config.model, start_from)
     objective = config.training.objective
-    freeze(model, UNREAD_WEIGHTS[objective])
+    check_patterns(model, config.training.frozen)
+    freeze(model, (*UNREAD_WEIGHTS[objective], *config.training.frozen))
     # Ranks start from the same weights and draw different numbers from here on.
     torch.manual_seed(config.seed + 1 + ranks.rank)
     training = config.training
