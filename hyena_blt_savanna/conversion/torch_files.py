@@ -126,8 +126,12 @@ def write_torch(path: Path, tree: dict[str, Any]) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise DiskFullError(f"{path} needs {needed:,} bytes and {free:,} are free: free some space")
-    with skip_data(materialize_fake_tensors=True):
-        torch.save(laid_out, path)
+    try:
+        with skip_data(materialize_fake_tensors=True):
+            torch.save(laid_out, path)
+    except RuntimeError as error:
+        # torch's writer of archives knows no other.
+        raise OSError(str(error).splitlines()[0]) from error
     with FakeTensorMode():
         places: list[Tensor] = []
         _map_tree(torch.load(path, weights_only=True), lambda leaf: _keep_tensor(leaf, places))

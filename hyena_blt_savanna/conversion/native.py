@@ -1,0 +1,45 @@
+"""Native checkpoints as a format of conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights, check_tensors, state_shapes
+from hyena_blt_savanna.evaluation.native_checkpoint import read_parts, save_pretrained
+
+
+def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
+    """Reads a native checkpoint, or the newest one of a run folder.
+
+    Args:
+        path: as `read_native` takes it.
+        settings: none are read; its configuration is in the folder.
+
+    Raises:
+        ConversionError: settings were given, or the weights don't fit the configuration.
+        PretrainedError: there is no checkpoint, or it is broken.
+    """
+    if settings:
+        raise ConversionError(f"{' '.join(settings)}: a native checkpoint holds its configuration; leave this out")
+    parts = read_parts(path)
+    shapes = {name: tensor.shape for name, tensor in parts.tensors.items()}
+    check_tensors(str(parts.folder), state_shapes(parts.config), shapes)
+    return ModelWeights(parts.config, parts.tensors, parts.patcher, parts.window_bases, parts.trained_on)
+
+
+def write(weights: ModelWeights, folder: Path) -> list[str]:
+    """Writes a native checkpoint, whole or not at all.
+
+    Args:
+        weights: of any model.
+        folder: a folder of that name is replaced.
+
+    Returns:
+        Nothing: it holds all there is.
+
+    Raises:
+        PretrainedError: it can't be written.
+    """
+    save_pretrained(folder, weights.tensors, weights.config, weights.patcher, weights.window_bases, weights.trained_on)
+    return []
