@@ -219,13 +219,20 @@ def test_padding_on_the_right_changes_nothing(name: str, folders: dict[str, Path
     with torch.inference_mode():
         logits = model(**together).logits
         last = model(**together, logits_to_keep=2).logits
+        lengths = model(**together).patch_lengths
         for row, text in enumerate(texts):
-            alone = model(**tokenizer(text, return_tensors="pt")).logits[0]
-            torch.testing.assert_close(logits[row, : len(alone)], alone, rtol=0, atol=1e-5)
+            alone = model(**tokenizer(text, return_tensors="pt"))
+            found = logits[row, : alone.logits.shape[1]]
+            torch.testing.assert_close(found, alone.logits[0], rtol=0, atol=1e-5)
+            if lengths is not None:
+                assert [length for length in lengths[row].tolist() if length] == alone.patch_lengths[0].tolist()
     torch.testing.assert_close(last, logits[:, -2:], rtol=0, atol=0)
     left = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
     with pytest.raises(GenomeModelError, match="padded on the right"):
         model(**left)
+    # What is drawn behind padding would not follow its prompt.
+    with pytest.raises(GenomeModelError, match="generate for prompts of one length"):
+        model.generate(**together, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", CASES)
