@@ -50,7 +50,7 @@ class Decoder:
     def __init__(self, model: Isotropic) -> None:
         self._model = model
         self._stack = StackReader(model.stack)
-        self._num_words_back = 0 if model.kmers is None else max(model.kmers.sizes, default=1) - 1
+        self._num_bases_back = 0 if model.kmers is None else max(model.kmers.sizes, default=1) - 1
         self._last_bases = torch.empty(0, dtype=torch.long)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class Decoder:
         Returns:
             Logits [B, C] of the base after the last one.
         """
-        self._last_bases = bases[:, :0]
+        self._last_bases = bases.new_empty(len(bases), 0)
         return self._logits(self._stack.prefill(self._vectors(bases)))
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class Decoder:
         if self._model.kmers is not None:
             known = torch.cat([self._last_bases, bases], 1)
             x_BLM = x_BLM + self._model.kmers(known)[:, -bases.shape[1] :]
-            self._last_bases = known[:, max(known.shape[1] - self._num_words_back, 0) :]
+            self._last_bases = known[:, max(known.shape[1] - self._num_bases_back, 0) :].clone()
         return x_BLM
 
     def _logits(self, states_BLM: Tensor) -> Tensor:
