@@ -16,7 +16,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,18 +31,22 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import PARTIAL_SUFFIX, write_whole
 from hyena_blt_savanna.evaluation.sealed_folder import SealError, describe_file, list_files, verify, write_seal
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
-from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.ranks import Ranks, on_first_rank
+from hyena_blt_savanna.training.training_state import CheckpointError, TrainingState, restore
+from hyena_blt_savanna.training.universal import (
+    CONFIG,
+    DEEPSPEED,
+    FORMAT_VERSION,
+    RANDOM_STATES,
+    STATE,
+    is_universal,
+    read_state,
+    read_training_state,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-STATE = "state.json"
 _DELETED = ".deleted"
-_TAG = "deepspeed"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used, or can't be written; the message names the folder."""
 
 
 class CheckpointConfig(Config):
@@ -145,10 +149,13 @@ class Checkpoints:
     def load(self, engine: TrainingEngine, path: Path) -> Progress:
         """Restores a checkpoint that `find_newest` gave. Every rank calls.
 
+        Whatever number of ranks and ZeRO stage it was written with. DeepSpeed's files are cut by rank and read by
+        DeepSpeed where the cut is the same; elsewhere the first rank puts them together and shares them out anew.
+
         Raises:
-            CheckpointError: it is of another model, or of another number of ranks where that matters.
+            CheckpointError: it is of another model, or its files don't belong together.
         """
-        saved = yaml.safe_load((path / "config.yaml").read_text())
+        saved = yaml.safe_load((path / CONFIG).read_text())
         differing = differing_keys(saved.get("model"), self.run_config.get("model"), "model")
         if differing:
             raise CheckpointError(
@@ -163,22 +170,41 @@ class Checkpoints:
                     f"{path} was trained with {section}.{key} {was}, and this run has {now}: go on with the former, or "
                     f"choose another run folder and start_from={path}"
                 )
-        state = json.loads((path / STATE).read_text())
-        for key, now in (("zero_stage", engine.zero_stage), ("num_ranks", self.ranks.num_ranks)):
-            # Without ZeRO, any rank's files serve all.
-            if state[key] != now and (key == "zero_stage" or engine.zero_stage):
-                raise CheckpointError(
-                    f"{path} was written with {key} {state[key]}, and this run has {now}: ZeRO's files are cut by "
-                    f"rank; go on with {key} {state[key]}"
-                )
-        engine.deepspeed.load_checkpoint(str(path), tag=_TAG)
-        self._restore_random_states(path / "random_states")
+        state = read_state(path)
+        if not is_universal(path) and self._has_same_cut(engine, state):
+            engine.deepspeed.load_checkpoint(str(path), tag=DEEPSPEED)
+        else:
+            self._reshard(engine, path)
+            logger.info(
+                "%s: written by %d rank(s) under ZeRO %d, shared out anew among %d under ZeRO %d",
+                path,
+                state["num_ranks"],
+                state["zero_stage"],
+                self.ranks.num_ranks,
+                engine.zero_stage,
+            )
         progress = state["progress"]
+        self._restore_random_states(path / RANDOM_STATES, progress["step"])
         return Progress(**{**progress, "interval": Totals(**progress["interval"])})
 
+    def _has_same_cut(self, engine: TrainingEngine, state: Mapping[str, Any]) -> bool:
+        """Whether DeepSpeed can read its own files: it knows parameters by their places among the trained ones."""
+        names = list(engine.optimizer_names)
+        return (
+            state["zero_stage"] == engine.zero_stage
+            # Without ZeRO, any rank's files serve all.
+            and (state["num_ranks"] == self.ranks.num_ranks or not engine.zero_stage)
+            and state.get("optimizer_names", names) == names
+        )
+
+    def _reshard(self, engine: TrainingEngine, path: Path) -> None:
+        read: list[TrainingState] = []
+        on_first_rank(self.ranks, lambda: read.append(read_training_state(path)))
+        restore(engine, read[0] if read else None, str(path))
+
     def _write(self, engine: TrainingEngine, progress: Progress, partial: Path) -> None:
-        engine.deepspeed.save_checkpoint(str(partial), tag=_TAG, save_latest=False)
-        states = partial / "random_states"
+        engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
+        states = partial / RANDOM_STATES
         states.mkdir(exist_ok=True)
         torch.save(_random_states(self.ranks.device), states / f"rank_{self.ranks.rank:05d}.pt")
         weights = engine.consolidated_weights() if self.save_native else {}
@@ -190,10 +216,11 @@ class Checkpoints:
                 "progress": asdict(progress),
                 "num_ranks": self.ranks.num_ranks,
                 "zero_stage": engine.zero_stage,
+                "optimizer_names": engine.optimizer_names,
                 "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
             }
             write_whole(partial / STATE, json.dumps(state, indent=1).encode())
-            write_whole(partial / "config.yaml", yaml.safe_dump(self.run_config, sort_keys=False).encode())
+            write_whole(partial / CONFIG, yaml.safe_dump(self.run_config, sort_keys=False).encode())
         self.ranks.wait()
         self._seal(partial)
 
@@ -214,10 +241,11 @@ class Checkpoints:
             if step not in kept:
                 _set_aside(self.path(step))
 
-    def _restore_random_states(self, folder: Path) -> None:
+    def _restore_random_states(self, folder: Path, step: int) -> None:
         path = folder / f"rank_{self.ranks.rank:05d}.pt"
         if not path.exists():
-            logger.warning("%s: a rank more than there were; its random states start afresh", path)
+            logger.warning("%s: a rank more than there were; its random states follow from rank and step", path)
+            _seed_all(int(np.random.SeedSequence([step, self.ranks.rank]).generate_state(1)[0]))
             return
         states = torch.load(path, weights_only=True)
         torch.set_rng_state(states["torch"])
@@ -287,6 +315,12 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:

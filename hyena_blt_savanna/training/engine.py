@@ -112,6 +112,9 @@ class TrainingEngine:
         deepspeed_block: DeepSpeed's own settings, such as `zero_optimization`.
         torch_optimizer: takes the place of AdamW.
         objective: what the model is asked for; anything but next_base is for a HyenaBLT.
+
+    Attributes:
+        optimizer_names: of the parameters that are trained, in the order of the optimizer.
     """
 
     def __init__(
@@ -134,10 +137,13 @@ class TrainingEngine:
         self.objective = objective
         self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
         self.module = model
+        built = torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device))
+        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.optimizer_names = [name_of[id(each)] for group in built.param_groups for each in group["params"]]
         # The engine copies a buffer of the model to the device with the rest.
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device)),
+            optimizer=built,
             config=deepspeed_config(block, ranks.num_ranks, self._clipped_by_deepspeed, precision),
             dist_init_required=False,
         )

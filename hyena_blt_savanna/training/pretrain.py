@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
-from hyena_blt_savanna.training.ranks import Ranks, join_ranks
+from hyena_blt_savanna.training.ranks import Ranks, join_ranks, on_first_rank
 from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
@@ -181,24 +181,6 @@ def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
         "zero_stage": engine.zero_stage,
         "peak_flops": peak_flops,
     }
-
-
-def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
-    """Acts on the first rank, while the others wait; what it raises is raised on all.
-
-    Args:
-        ranks: all ranks call.
-        action: may raise a ValueError, or an OSError.
-    """
-    error: ValueError | OSError | None = None
-    if ranks.is_first:
-        try:
-            action()
-        except (ValueError, OSError) as raised:
-            error = raised
-    [error, *_] = ranks.gather(error)
-    if error is not None:
-        raise error
 
 
 def _open(folder: RunFolder, lock: RunLock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -83,3 +83,21 @@ def join_ranks(timeout_seconds: float = 1800.0) -> Ranks:
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist.get_backend(), verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
+    """Acts on the first rank, while the others wait; what it raises is raised on all.
+
+    Args:
+        ranks: all ranks call.
+        action: may raise a ValueError, or an OSError.
+    """
+    error: ValueError | OSError | None = None
+    if ranks.is_first:
+        try:
+            action()
+        except (ValueError, OSError) as raised:
+            error = raised
+    [error, *_] = ranks.gather(error)
+    if error is not None:
+        raise error

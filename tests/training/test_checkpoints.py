@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ class FakeEngine:
     """Writes one file where DeepSpeed writes its own."""
 
     zero_stage = 0
+    optimizer_names = ("weight",)
 
     def __init__(self) -> None:
         self.deepspeed = SimpleNamespace(save_checkpoint=self._save, load_checkpoint=self._load)
@@ -101,10 +103,16 @@ def test_consolidated_weights_are_written_beside(tmp_path):
     assert seen == [("native", {"weight"})]
 
 
-def test_a_rank_more_than_there_were_starts_its_random_states(tmp_path, caplog):
+def test_random_states_of_a_rank_more_than_there_were_follow_from_rank_and_step(tmp_path, caplog):
     path = make(tmp_path).save(FakeEngine(), Progress(step=1))
-    second = Checkpoints(tmp_path, CheckpointConfig(), {"model": {"kind": "toy"}}, Ranks(1, 2, torch.device("cpu")))
-    assert second.load(FakeEngine(), path).step == 1
+    drawn = []
+    for rank in (1, 1, 2):
+        ranks = Ranks(rank, 3, torch.device("cpu"))
+        added = Checkpoints(tmp_path, CheckpointConfig(), {"model": {"kind": "toy"}}, ranks)
+        assert added.load(FakeEngine(), path).step == 1
+        drawn.append((float(torch.rand(())), np.random.random(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert all(found != other for found, other in zip(drawn[0], drawn[2], strict=True))
     assert "rank_00001.pt: a rank more than there were" in caplog.text
 
 

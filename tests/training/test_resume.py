@@ -190,9 +190,6 @@ def check_other_runs_are_refused(ranks: Ranks, folder: Path) -> None:
     assert "model.width: 16 in the checkpoint, 32 in the run" in str(caught.value)
     assert "model.depth: None in the checkpoint, 2 in the run" in str(caught.value)
     run.checkpoints.run_config["model"] = {"kind": "toy", "width": 16}
-    other = ToyRun(folder / "other", ranks, 0)
-    with pytest.raises(CheckpointError, match="written with zero_stage 1, and this run has 0"):
-        other.checkpoints.load(other.engine, newest)
 
 
 def check_failed_save_leaves_the_earlier_ones(ranks: Ranks, folder: Path) -> None:
