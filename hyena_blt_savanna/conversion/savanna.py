@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from hyena_blt_savanna.conversion.foreign_yaml import merge_foreign
 from hyena_blt_savanna.conversion.names import (
     EXTRA_STATE,
     INVERSE_FREQUENCIES,
@@ -28,7 +29,7 @@ from hyena_blt_savanna.conversion.names import (
     block_prefixes,
     places,
 )
-from hyena_blt_savanna.conversion.savanna_config import describe, parse_settings, read_settings
+from hyena_blt_savanna.conversion.savanna_config import describe, parse_settings
 from hyena_blt_savanna.conversion.savanna_inferred import infer, with_stored_decay
 from hyena_blt_savanna.conversion.savanna_ranks import RANK_FILE, find_folder, merge_ranks, read_ranks
 from hyena_blt_savanna.conversion.torch_files import write_torch
@@ -74,7 +75,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
         for module in modules
     ]
     dropped = sum(name.endswith(EXTRA_STATE) for name in modules[0])
-    found = read_settings(sorted((folder / "configs").glob("*.y*ml")), settings)
+    found = merge_foreign([*sorted((folder / "configs").glob("*.y*ml")), *settings])
     inferred = infer(modules, states[0].get("args", {}))
     config = parse_settings(found, inferred, str(folder))
     notes = [f"{dropped} entries of TransformerEngine's fp8 state ({EXTRA_STATE}) were left out"] if dropped else []

@@ -1,8 +1,7 @@
 """The architecture in Savanna's configuration, read and written.
 
-Keys may be spelled with hyphens or underscores, and may be spread over several files, as Savanna keeps copies of them
-in `configs/` beside a checkpoint. Without any file the architecture is inferred from the weights, and what they don't
-tell is asked for.
+Keys may be spread over several files, as Savanna keeps copies of them in `configs/` beside a checkpoint. Without any
+file the architecture is inferred from the weights, and what they don't tell is asked for.
 
 Source: Savanna's `arguments/global_config.py` (defaults), `utils.py` (`expand_operator_types`).
 """
@@ -10,10 +9,9 @@ Source: Savanna's `arguments/global_config.py` (defaults), `utils.py` (`expand_o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from hyena_blt_savanna.config import ConfigError, merge
+from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.conversion.names import BLOCKS
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -90,27 +88,6 @@ _EXAMPLES = {
     "rotary_emb_scaling_factor": "128",
     "num_attention_heads": "32",
 }
-
-
-def read_settings(files: Sequence[Path], settings: Sequence[str]) -> dict[str, Any]:
-    """Merges Savanna's YAML files, then further files and `key=value`.
-
-    Args:
-        files: found beside the checkpoint.
-        settings: given by the user; these beat the former.
-
-    Raises:
-        ConversionError: a file is missing or is no YAML mapping.
-    """
-    found: dict[str, Any] = {}
-    try:
-        sources: list[str | Path] = [*files, *settings]
-        for source in sources:
-            # Each by itself: the same key may be spelled in two ways.
-            found |= {key.replace("-", "_"): value for key, value in merge([source]).items()}
-    except ConfigError as error:
-        raise ConversionError(str(error)) from error
-    return found
 
 
 def parse_settings(settings: Mapping[str, Any], inferred: Mapping[str, Any], where: str) -> IsotropicConfig:
@@ -218,18 +195,29 @@ def _hyena(known: Mapping[str, Any], blocks: Sequence[str]) -> dict[str, Any]:
         return {}
     hyena = {"featurizer_taps": known["short_conv_L"], "interleaved_projection": known["interleave_projections"]}
     if "hyena_se" in blocks:
-        hyena |= {"se_taps": known["hyena_se_len"], "se_groups": known["num_groups_hyena_short"]}
+        hyena |= {"se_taps": known["hyena_se_len"], "se_groups": num_groups(known, "num_groups_hyena_short")}
     if "hyena_mr" in blocks:
         hyena |= {
             "mr_taps": min(known["hyena_mr_len"], known["seq_length"]),
-            "mr_groups": known["num_groups_hyena_medium"],
+            "mr_groups": num_groups(known, "num_groups_hyena_medium"),
             "mr_decay": known.get("explicit_filter_decay_preset", "weak"),
             "mr_decay_length": known["seq_length"],
             "mr_decay_repeats": known.get("explicit_filter_num_decay_repeats", 1),
         }
     if "hyena_li" in blocks:
-        hyena |= {"li_groups": known["num_groups_hyena"], "li_order": known["hyena_filter_order"]}
+        hyena |= {"li_groups": num_groups(known, "num_groups_hyena"), "li_order": known["hyena_filter_order"]}
     return hyena
+
+
+def num_groups(known: Mapping[str, Any], key: str) -> int | None:
+    """Number of filters; None for one a channel.
+
+    Args:
+        known: keys of Savanna's or Vortex's, `hidden_size` among them.
+        key: the one that says the number, or is left out.
+    """
+    groups: int | None = known.get(key)
+    return None if groups == known["hidden_size"] else groups
 
 
 def _rotary(known: Mapping[str, Any]) -> dict[str, Any]:

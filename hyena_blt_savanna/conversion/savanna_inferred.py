@@ -98,7 +98,8 @@ def with_stored_decay(config: IsotropicConfig, merged: Mapping[str, LazyTensor])
     hyena = config.stack.hyena
     stored = merged[name].load()[:, : hyena.mr_taps].float()
     groups = len(stored)
-    candidates: list[HyenaConfig] = [hyena, hyena.model_copy(update={"mr_decay": "none"})]
+    default = HyenaConfig().mr_decay_length
+    candidates: list[HyenaConfig] = [hyena, hyena.model_copy(update={"mr_decay": "none", "mr_decay_length": default})]
     fastest = float(stored[groups // hyena.mr_decay_repeats - 1, 1]) if groups >= hyena.mr_decay_repeats else 0.0
     if 0 < fastest < 1:
         length = round(1 - 100 / math.log(fastest))
@@ -111,10 +112,15 @@ def with_stored_decay(config: IsotropicConfig, merged: Mapping[str, LazyTensor])
     for candidate in candidates:
         grid = decay_grid(groups, candidate)
         if grid.shape == stored.shape and float((grid - stored).abs().max()) <= _SAME_GRID:
-            note = [] if candidate == hyena else [
-                f"the decay grid of hyena_mr is that of a window of {candidate.mr_decay_length:,} bases, not of "
-                f"{hyena.mr_decay_length:,}, and is kept (mr_decay: {candidate.mr_decay})"
-            ]  # fmt: skip
+            if candidate == hyena:
+                note = []
+            elif candidate.mr_decay == "none":
+                note = ["the decay of hyena_mr is 1 everywhere (mr_decay: none)"]
+            else:
+                note = [
+                    f"the decay grid of hyena_mr is that of a window of {candidate.mr_decay_length:,} bases, not of "
+                    f"{hyena.mr_decay_length:,}, and is kept (mr_decay: {candidate.mr_decay})"
+                ]
             stack = config.stack.model_copy(update={"hyena": candidate})
             return config.model_copy(update={"stack": stack}), note
     return config, ["the decay grid of hyena_mr follows none of the presets, and is kept as it is stored"]

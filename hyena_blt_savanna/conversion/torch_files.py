@@ -40,6 +40,9 @@ ALLOWED: dict[str, Any] = {
 }
 """What a file may name besides what torch allows by itself: containers of bytes, and numpy's random states."""
 _SLACK_BYTES = 16 << 20
+# What is raised by instructions that make no sense.
+_BROKEN = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError,
+           AssertionError, zipfile.BadZipFile)  # fmt: skip
 
 
 def read_torch(path: Path) -> Any:
@@ -59,18 +62,22 @@ def read_torch(path: Path) -> Any:
         raise ConversionError(
             f"{path} is no file of torch.save (of torch 1.6 or later), or it is cut off: copy it again, or save it anew"
         )
+    refused: list[str] = []
+    tree: Any = None
     try:
         refused = sorted(set(get_unsafe_globals_in_checkpoint(path)) - set(ALLOWED))
-        if refused:
-            raise ConversionError(
-                f"{path} holds {', '.join(refused)}: only tensors, plain values and {', '.join(sorted(ALLOWED))} are "
-                "read, because such a file can run any code; save what is needed of it as plain tensors"
-            )
         # Fake tensors know their places in the file and hold no memory.
         with FakeTensorMode(), safe_globals([(value, name) for name, value in ALLOWED.items()]):
-            tree = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ConversionError(f"{path} can't be read: {str(error).splitlines()[0]}; copy it again") from error
+            tree = None if refused else torch.load(path, weights_only=True, map_location="cpu")
+    except _BROKEN as error:
+        raise ConversionError(
+            f"{path} can't be read: {(str(error) or repr(error)).splitlines()[0]}; copy it again"
+        ) from error
+    if refused:
+        raise ConversionError(
+            f"{path} holds {', '.join(refused)}: only tensors, plain values and {', '.join(sorted(ALLOWED))} are read, "
+            "because such a file can run any code; save what is needed of it as plain tensors"
+        )
     return _map_tree(tree, lambda leaf: _lazy(path, leaf) if isinstance(leaf, FakeTensor) else leaf)
 
 

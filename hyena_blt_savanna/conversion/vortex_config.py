@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyena_blt_savanna.config import ConfigError, merge
+from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.conversion.foreign_yaml import merge_foreign
+from hyena_blt_savanna.conversion.savanna_config import num_groups
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.mlp import MLPConfig
@@ -48,10 +50,7 @@ def read_settings(sources: Sequence[str | Path], where: str) -> dict[str, Any]:
     Raises:
         ConversionError: a file is no YAML mapping, a key is missing, or a value isn't converted.
     """
-    try:
-        settings = merge(sources)
-    except ConfigError as error:
-        raise ConversionError(str(error)) from error
+    settings = merge_foreign(sources)
     missing = [key for key in _NEEDED if key not in settings]
     if missing:
         raise ConversionError(
@@ -88,13 +87,13 @@ def parse_settings(settings: Mapping[str, Any], where: str) -> IsotropicConfig:
         "output_bias": settings.get("hyena_out_proj_bias", True),
     }
     if "hyena_se" in blocks:
-        hyena |= {"se_taps": settings.get("hcs_filter_length"), "se_groups": settings.get("hcs_filter_groups")}
+        hyena |= {"se_taps": settings.get("hcs_filter_length"), "se_groups": num_groups(settings, "hcs_filter_groups")}
     if "hyena_mr" in blocks:
-        hyena |= {"mr_taps": settings.get("hcm_filter_length"), "mr_groups": settings.get("hcm_filter_groups")}
+        hyena |= {"mr_taps": settings.get("hcm_filter_length"), "mr_groups": num_groups(settings, "hcm_filter_groups")}
         # The decay is in the taps.
         hyena |= {"mr_decay": "none"}
     if "hyena_li" in blocks:
-        hyena |= {"li_groups": width, "li_order": settings.get("state_size")}
+        hyena |= {"li_order": settings.get("state_size")}
     tree = {
         "stack": {
             "width": width,
