@@ -21,6 +21,7 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.conversion import transformers_export
 from hyena_blt_savanna.conversion.huggingface.causal_lm import GenomeModelError
 from hyena_blt_savanna.conversion.huggingface.configuration_hyena_blt import GenomeConfig
+from hyena_blt_savanna.conversion.huggingface.flat_sources import flatten
 from hyena_blt_savanna.conversion.huggingface.modeling_hyena_blt import HyenaBLTForCausalLM
 from hyena_blt_savanna.conversion.huggingface.tokenization_hyena_blt import GenomeTokenizer
 from hyena_blt_savanna.conversion.transformers_export import load, write
@@ -360,6 +361,17 @@ def test_the_code_is_closed_and_lies_where_transformers_looks(name: str, folders
     assert {"torch", "transformers", "pydantic", "pyyaml"} <= needed
     assert ("numba" in needed) == (name == "ngram")
     assert not {"deepspeed", "megatron", "matplotlib"} & needed
+    # The isotropic model names the hybrid for type checkers only.
+    assert ("hyena_blt_savanna_model_hyena_blt.py" in files) == (name == "ngram")
+
+
+def test_a_module_that_is_imported_whole_is_named_as_transformers_reads_it(tmp_path: Path) -> None:
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    text = flatten(["hyena_blt_savanna.model.operators"]).files["hyena_blt_savanna_model_operators.py"]
+    assert "from . import hyena_blt_savanna_model_flops as flops" in text
+    (tmp_path / "operators.py").write_text(text)
+    assert "hyena_blt_savanna_model_flops" in get_relative_imports(tmp_path / "operators.py")
 
 
 SCRIPT = """
