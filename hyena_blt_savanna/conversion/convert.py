@@ -49,11 +49,13 @@ class Format:
         module: of the package, with `read` and `write`; imported when it is used.
         reads: whether it can be a source.
         writes: whether it can be a target.
+        takes_settings: whether `read` takes YAML files and `key=value` besides the path.
     """
 
     module: str
     reads: bool = True
     writes: bool = True
+    takes_settings: bool = False
 
     def function(self, name: str) -> Callable[..., Any]:
         """`read`, `write` or another function of the module."""
@@ -66,8 +68,8 @@ class Format:
 FORMATS = {
     "native": Format("native"),
     "deepspeed": Format("deepspeed_folder", writes=False),
-    "savanna": Format("savanna"),
-    "vortex": Format("vortex"),
+    "savanna": Format("savanna", takes_settings=True),
+    "vortex": Format("vortex", takes_settings=True),
     "transformers": Format("transformers_export", reads=False),
 }
 _UNIVERSAL = Format("universal")
@@ -118,9 +120,8 @@ def convert(asked: Conversion) -> dict[str, Any]:
     _check_asked(asked, source_format)
     if (source_format, asked.target_format) == ("deepspeed", "deepspeed"):
         return _convert_universal(asked)
-    # Readers without settings, such as DeepSpeed's, are called without.
-    read = FORMATS[source_format].function("read")
-    weights: ModelWeights = read(asked.source, asked.settings) if asked.settings else read(asked.source)
+    settings = (asked.settings,) if FORMATS[source_format].takes_settings else ()
+    weights: ModelWeights = FORMATS[source_format].function("read")(asked.source, *settings)
     if asked.window_bases is not None:
         weights = with_window(weights, asked.window_bases)
     written = weights if asked.into is None else into_hybrid.into_hyena_blt(weights, asked.hybrid)
@@ -149,6 +150,8 @@ def _check_asked(asked: Conversion, source_format: str) -> None:
             if (name, role) == ("deepspeed", "--to"):
                 hint = "; to train on with DeepSpeed, convert to native and give the run start_from"
             raise ConversionError(f"{role} {name}: there is no such format; choose from {', '.join(known)}{hint}")
+    if asked.settings and not FORMATS[source_format].takes_settings:
+        raise ConversionError(f"{' '.join(asked.settings)}: {source_format} holds its configuration; leave this out")
     if asked.into is not None and asked.into not in INTO:
         raise ConversionError(f"--into {asked.into}: choose from {', '.join(INTO)}")
     if asked.hybrid and asked.into is None:
@@ -181,7 +184,7 @@ def detect_format(path: Path) -> str:
         names = [path.name]
     else:
         names = [file.relative_to(path).as_posix() for file in [*path.glob("*"), *path.glob("*/*")] if file.is_file()]
-    if any(re.search(r"mp_rank_\d+_model_states\.pt$", name) for name in names):
+    if any(re.search(r"(^|/)mp_rank_\d+_model_states\.pt$", name) for name in names):
         return "deepspeed" if _is_of_our_training(path) else "savanna"
     if any(re.search(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt$", name) for name in names):
         return "deepspeed"
@@ -249,10 +252,10 @@ def _seal(partial: Path, conversion: dict[str, Any]) -> None:
 
 
 def _convert_universal(asked: Conversion) -> dict[str, Any]:
-    if asked.into is not None or asked.window_bases is not None or asked.settings:
+    if asked.into is not None or asked.window_bases is not None:
         raise ConversionError(
             "from deepspeed to deepspeed the optimizer's state goes along, and nothing else can change: convert to "
-            "native for --into, --window-bases or settings"
+            "native for --into or --window-bases"
         )
     done = _UNIVERSAL.function("convert")(asked.source, asked.target)
     return {

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights, check_tensors, state_shapes
+from hyena_blt_savanna.conversion.weights import ModelWeights, check_tensors, state_shapes
 from hyena_blt_savanna.evaluation.native_checkpoint import read_parts, save_pretrained
 
 
-def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
+def read(path: Path) -> ModelWeights:
     """Reads a native checkpoint, or the newest one of a run folder.
 
     Args:
         path: as `read_native` takes it.
-        settings: none are read; its configuration is in the folder.
 
     Raises:
-        ConversionError: settings were given, or the weights don't fit the configuration.
+        ConversionError: the weights don't fit the configuration.
         PretrainedError: there is no checkpoint, or it is broken.
     """
-    if settings:
-        raise ConversionError(f"{' '.join(settings)}: a native checkpoint holds its configuration; leave this out")
     parts = read_parts(path)
     shapes = {name: tensor.shape for name, tensor in parts.tensors.items()}
     check_tensors(str(parts.folder), state_shapes(parts.config), shapes)

@@ -43,7 +43,7 @@ def savanna_settings() -> dict[str, Any]:
 
 @pytest.fixture
 def savanna_folder(tmp_path: Path, savanna_module: dict[str, Tensor], savanna_settings: dict[str, Any]) -> Path:
-    return write_savanna(tmp_path / "savanna", [savanna_module], savanna_settings)
+    return write_savanna(tmp_path / "savanna_source", [savanna_module], savanna_settings)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def vortex_settings() -> dict[str, Any]:
 
 @pytest.fixture
 def vortex_folder(tmp_path: Path, vortex_state: dict[str, Tensor], vortex_settings: dict[str, Any]) -> Path:
-    folder = tmp_path / "vortex"
+    folder = tmp_path / "vortex_source"
     folder.mkdir()
     # Published files hold the state of fp8 scales of each projection, in one of these ways.
     extra = {
