@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from hyena_blt_savanna.conversion import deepspeed_folder
+from hyena_blt_savanna.conversion.convert import Conversion
+from hyena_blt_savanna.conversion.convert import convert as run_tool
 from hyena_blt_savanna.conversion.universal import convert
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.data.errors import DiskFullError
@@ -121,6 +123,19 @@ def test_a_universal_checkpoint_is_sealed_and_can_be_read(runs):
     with pytest.raises(ConversionError, match="is universal already"):
         convert(universal, runs / "twice")
     assert not (runs / "twice").exists()
+
+
+@pytest.mark.slow
+def test_the_tool_converts_training_checkpoints(runs, tmp_path):
+    bare = without_native(runs / "two" / "checkpoints" / STEP, tmp_path / STEP)
+    done = run_tool(Conversion(bare, tmp_path / "universal", "deepspeed", "deepspeed"))
+    assert any("by 2 rank(s) under ZeRO 3" in note for note in done["notes"])
+    done = run_tool(Conversion(bare, tmp_path / "native", "deepspeed", "native"))
+    assert done["check"]["largest_difference"] == 0
+    wanted = read_native(runs / "two" / "checkpoints" / STEP).module.state_dict()
+    for folder in ("universal", "native"):
+        found = read_native(tmp_path / folder).module.state_dict()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.slow
