@@ -60,7 +60,7 @@ class TrainingConfig(Config):
     """Window and batch, stage after stage."""
     objective: Objective = "next_base"
     """autoencoder: local encoder and decoder alone reconstruct each patch; the global model stays as it is."""
-    frozen: list[str] = []
+    frozen: list[str] = Field(default_factory=list)
     """Patterns of the names of weights that stay as they are, such as global_model.*; * and ? stand for any letters."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
