@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hyena_blt_savanna.conversion import convert, into_hybrid, torch_files
+from hyena_blt_savanna.conversion import agreement, convert, into_hybrid, torch_files
 from hyena_blt_savanna.conversion.agreement import compare, fixed_bases, logits_of
 from hyena_blt_savanna.conversion.convert import Conversion, detect_format
 from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights
@@ -119,7 +119,16 @@ def test_the_check_finds_a_wrong_weight(tmp_path: Path, native: Path, monkeypatc
         compare(torch.ones(1, 2, 3), torch.full((1, 2, 3), torch.nan))
 
 
-def test_logits_are_computed_layer_by_layer(native: Path) -> None:
+def test_logits_are_computed_layer_by_layer(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, peak = {}, [0]
+    give = agreement._set
+
+    def watched(part: torch.nn.Module, name: str, tensor: Tensor) -> None:
+        given[part, name] = 0 if tensor.is_meta else tensor.nbytes
+        peak[0] = max(peak[0], sum(given.values()))
+        give(part, name, tensor)
+
+    monkeypatch.setattr(agreement, "_set", watched)
     module = read_native(native).module
     bases = torch.from_numpy(fixed_bases().astype("int64"))[None]
     assert set(fixed_bases().tolist()) == set(b"ACGT")
@@ -131,6 +140,7 @@ def test_logits_are_computed_layer_by_layer(native: Path) -> None:
     tensors = {name: counted(tensor) for name, tensor in module.state_dict().items()}
     config = IsotropicConfig.load([native / "config.yaml"])
     torch.testing.assert_close(logits_of(ModelWeights(config, tensors)), module(bases), rtol=0, atol=1e-5)
+    assert peak == [tensors["embedding.weight"].num_bytes]
     # Each weight once; the embedding is the head too.
     assert sum(held) == sum(tensor.num_bytes for tensor in tensors.values())
 
