@@ -17,6 +17,8 @@ from hyena_blt_savanna.model.isotropic import Isotropic, IsotropicConfig
 from hyena_blt_savanna.model.operators import HyenaLI, HyenaMR, HyenaSE
 from hyena_blt_savanna.model.rotary import rotary_tables
 from hyena_blt_savanna.model.stack import StackConfig
+from hyena_blt_savanna.testing.context_ranks import ModuleCase, run_cases
+from hyena_blt_savanna.testing.ranks import run_ranks
 
 FOLDER = Path(__file__).parents[1] / "golden" / "stripedhyena2"
 BLOCK_NAMES = {"hyena_se": "hyena_se", "hyena_mr": "hyena_mr", "hyena": "hyena_li", "flash_v2": "attention"}
@@ -278,3 +280,46 @@ def test_the_inference_model_says_the_same() -> None:
         source.check("logit behind the prompt", logits[0], vortex["logits"][:, 199])
         difference = torch.stack(logits[1:], 1) - vortex["logits_incremental_from_200"]
         assert float(difference.abs().max()) <= bound
+
+
+def test_two_context_parallel_ranks() -> None:
+    """Upstream's ranks hold zigzag pairs of chunks, and ours halves: what they compute is compared in the whole."""
+    kinds = ("se", "mr", "li")
+    recorded = load_file(FOLDER / "cp2_hyena_blocks_L256.safetensors")
+    goldens = {kind: Golden(f"block_{kind}_L256") for kind in kinds}
+    cases = {kind: context_case(golden) for kind, golden in goldens.items()}
+    first, second = run_ranks(run_cases, 2, 2, cases)
+    for kind, golden in goldens.items():
+        parts = [outcome.modules[kind] for outcome in (first, second)]
+        golden.check("output", torch.cat([part.output for part in parts], 1), unzigzag(recorded, f"{kind}.output"))
+        assert torch.equal(cases[kind].x, unzigzag(recorded, f"{kind}.input"))
+        gradient = torch.cat([part.input_gradient for part in parts], 1)
+        golden.check("gradient of the input", gradient, unzigzag(recorded, f"{kind}.grad.input"))
+        summed = {name: sum(part.gradients[name] for part in parts) for name in first.modules[kind].gradients}
+        for name, theirs in golden.weights("grad.param.").items():
+            golden.check(f"gradient of {name}", summed[block_name(name)], theirs)
+        locals_of_first = [name for name in recorded if name.startswith(f"rank0.{kind}.grad_local.")]
+        assert locals_of_first
+        for local in locals_of_first:
+            upstream = local.split("grad_local.")[1]
+            theirs = our_layout(upstream, recorded[local] + recorded[local.replace("rank0", "rank1")], golden.config)
+            golden.check(f"sum of {local}", summed[block_name(our_name(upstream))], theirs)
+
+
+def block_name(name: str) -> str:
+    """The name in a block of what `Golden.weights` names as in a mixer alone."""
+    return name if name.startswith(("mixer_norm", "mlp")) else f"mixer.{name}"
+
+
+def context_case(golden: Golden) -> ModuleCase:
+    block = Block(golden.config.blocks[0], golden.config.mlp.activations(golden.config.blocks)[0], golden.config)
+    given = {block_name(name): tensor for name, tensor in golden.weights("param.").items()}
+    block.load_state_dict(given, strict=False)
+    state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    return ModuleCase("block", golden.config.to_dict(), state, golden.tensors["input"], golden.tensors["loss_weight"])
+
+
+def unzigzag(recorded: dict[str, Tensor], name: str) -> Tensor:
+    """Rank 0 holds chunks 0 and 3 of four along the sequence, rank 1 chunks 1 and 2."""
+    (first, last), (second, third) = (recorded[f"rank{rank}.{name}"].chunk(2, 1) for rank in (0, 1))
+    return torch.cat([first, second, third, last], 1)

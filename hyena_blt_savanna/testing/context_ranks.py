@@ -1,0 +1,152 @@
+"""What each of several context-parallel ranks does in tests; run by `run_ranks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hyena_blt_savanna.model.blocks import Block
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.stack import StackConfig
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
+from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
+
+
+@dataclass(frozen=True)
+class ModuleCase:
+    """A module that is run on slices of its input.
+
+    Attributes:
+        kind: of BUILDERS.
+        config: of the module, as plain values.
+        state: its weights.
+        x: the whole input, [B, L, ...].
+        weight: the loss is the sum of the output times this.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    x: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class ModuleOutcome:
+    """What a rank computed: of its slice, and its share of the weights' gradients.
+
+    Attributes:
+        output: of the slice.
+        input_gradient: of the slice; None for integers.
+        gradients: of the weights, this rank's summand.
+    """
+
+    output: Tensor
+    input_gradient: Tensor | None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _block(config: dict[str, Any], context: ContextParallel) -> nn.Module:
+    stack = StackConfig.parse(config)
+    return Block(stack.blocks[0], stack.mlp.activations(stack.blocks)[0], stack, context)
+
+
+BUILDERS: dict[str, Callable[[dict[str, Any], ContextParallel], nn.Module]] = {
+    "block": _block,
+    "stack": lambda config, context: StackConfig.parse(config).build(context),
+    "isotropic": lambda config, context: IsotropicConfig.parse(config).build(context),
+}
+"""What a case's kind builds, given its configuration and the ranks."""
+
+
+def run_module(case: ModuleCase, context: ContextParallel = SINGLE_RANK) -> ModuleOutcome:
+    """A case on a slice, or on the whole."""
+    module = BUILDERS[case.kind](case.config, context).to(case.weight.dtype)
+    module.load_state_dict(case.state)
+    x = case.x.chunk(context.num_ranks, 1)[context.rank].clone()
+    if x.is_floating_point():
+        x.requires_grad_()
+    output = module(x)
+    (output * case.weight.chunk(context.num_ranks, 1)[context.rank]).sum().backward()
+    gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    return ModuleOutcome(output.detach(), x.grad, gradients)
+
+
+@dataclass(frozen=True)
+class HaloCase:
+    """A halo of slices whose rows hold different numbers of positions.
+
+    Attributes:
+        slices: of each rank, padded on the right to one length.
+        lengths: int64 [C, B], real positions; None: all of them.
+        length: of the halo.
+        sequence_dim: of a slice; the batch is the dimension before it.
+        weights: the loss is the sum of each rank's halo times this.
+    """
+
+    slices: list[Tensor]
+    lengths: Tensor | None
+    length: int
+    sequence_dim: int
+    weights: list[Tensor]
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """What one rank found.
+
+    Attributes:
+        modules: by case.
+        halos: the halo, and the gradient of this rank's slice, by case.
+        swaps: this rank's part of a tensor with its sequence gathered, that swapped back, and its own channels.
+    """
+
+    modules: dict[str, ModuleOutcome]
+    halos: dict[str, tuple[Tensor, Tensor | None]]
+    swaps: tuple[Tensor, Tensor, Tensor] | None
+
+
+def run_cases(
+    num_context: int,
+    modules: Mapping[str, ModuleCase],
+    halos: Mapping[str, HaloCase] | None = None,
+    swapped: Tensor | None = None,
+) -> RankOutcome:
+    """All cases on this rank of a mesh.
+
+    Args:
+        num_context: C of the mesh.
+        modules: by name.
+        halos: by name.
+        swapped: [2, D, B, L]; its channels are swapped for the sequence.
+    """
+    mesh = Mesh.of(ParallelConfig(context=num_context), dist.get_rank(), dist.get_world_size())
+    context = mesh.build_context()
+    return RankOutcome(
+        {name: run_module(case, context) for name, case in modules.items()},
+        {name: _run_halo(case, context) for name, case in (halos or {}).items()},
+        None if swapped is None else _run_swaps(swapped, context),
+    )
+
+
+def _run_halo(case: HaloCase, context: ContextParallel) -> tuple[Tensor, Tensor | None]:
+    x = case.slices[context.rank].clone()
+    if x.is_floating_point():
+        x.requires_grad_()
+    lengths = None if case.lengths is None else case.lengths[context.rank]
+    halo = context.halo(x, case.length, case.sequence_dim, lengths)
+    assert halo is not None
+    if x.requires_grad:
+        (halo * case.weights[context.rank]).sum().backward()
+    return halo.detach(), x.grad
+
+
+def _run_swaps(x: Tensor, context: ContextParallel) -> tuple[Tensor, Tensor, Tensor]:
+    own = x.chunk(context.num_ranks, 3)[context.rank]
+    gathered = context.gather_sequence(own, channel_dim=1, sequence_dim=3)
+    back = context.scatter_sequence(gathered, channel_dim=1, sequence_dim=3)
+    return gathered, back, context.own_channels(x, channel_dim=1)
