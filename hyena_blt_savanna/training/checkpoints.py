@@ -171,7 +171,7 @@ class Checkpoints:
                     f"choose another run folder and start_from={path}"
                 )
         state = read_state(path)
-        if not is_universal(path) and self._has_same_cut(engine, state):
+        if not is_universal(path) and self._has_same_cut(engine, state, saved):
             engine.deepspeed.load_checkpoint(str(path), tag=DEEPSPEED)
         else:
             self._reshard(engine, path)
@@ -187,14 +187,19 @@ class Checkpoints:
         self._restore_random_states(path / RANDOM_STATES, progress["step"])
         return Progress(**{**progress, "interval": Totals(**progress["interval"])})
 
-    def _has_same_cut(self, engine: TrainingEngine, state: Mapping[str, Any]) -> bool:
-        """Whether DeepSpeed can read its own files: it knows parameters by their places among the trained ones."""
+    def _has_same_cut(self, engine: TrainingEngine, state: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+        """Whether DeepSpeed can read its own files.
+
+        It knows parameters by their places among the trained ones, cuts them as its block says, and takes weight decay
+        and the like from the files and not from the run.
+        """
         names = list(engine.optimizer_names)
         return (
             state["zero_stage"] == engine.zero_stage
             # Without ZeRO, any rank's files serve all.
             and (state["num_ranks"] == self.ranks.num_ranks or not engine.zero_stage)
             and state.get("optimizer_names", names) == names
+            and _settings_in_files(saved) == _settings_in_files(self.run_config)
         )
 
     def _reshard(self, engine: TrainingEngine, path: Path) -> None:
@@ -217,6 +222,7 @@ class Checkpoints:
                 "num_ranks": self.ranks.num_ranks,
                 "zero_stage": engine.zero_stage,
                 "optimizer_names": engine.optimizer_names,
+                "tied_names": engine.tied_names,
                 "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
             }
             write_whole(partial / STATE, json.dumps(state, indent=1).encode())
@@ -288,6 +294,13 @@ def differing_keys(saved: Any, given: Any, key: str) -> list[str]:
             for line in differing_keys(saved.get(name), given.get(name), f"{key}.{name}")
         ]
     return [] if saved == given else [f"{key}: {saved!r} in the checkpoint, {given!r} in the run"]
+
+
+def _settings_in_files(run_config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What DeepSpeed's files follow from: how ZeRO cuts, and the optimizer but for its rate, which each step sets."""
+    optimizer = run_config.get("training", {}).get("optimizer", {})
+    kept = {key: value for key, value in optimizer.items() if key != "lr"}
+    return run_config.get("deepspeed", {}).get("zero_optimization"), kept
 
 
 def _steps(folder: Path) -> Iterator[int]:

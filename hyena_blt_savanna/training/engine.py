@@ -115,6 +115,7 @@ class TrainingEngine:
 
     Attributes:
         optimizer_names: of the parameters that are trained, in the order of the optimizer.
+        tied_names: further names of parameters that have several, and the one that stands for all of them.
     """
 
     def __init__(
@@ -139,6 +140,8 @@ class TrainingEngine:
         self.module = model
         built = torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device))
         name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+        every_name = model.named_parameters(remove_duplicate=False)
+        self.tied_names = {name: name_of[id(each)] for name, each in every_name if name != name_of[id(each)]}
         self.optimizer_names = [name_of[id(each)] for group in built.param_groups for each in group["params"]]
         # The engine copies a buffer of the model to the device with the rest.
         self.deepspeed, *_ = deepspeed.initialize(

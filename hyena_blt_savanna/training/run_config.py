@@ -19,6 +19,7 @@ from hyena_blt_savanna.training.metrics import LoggingConfig
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.run_data import DataSourceConfig
 from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
+from hyena_blt_savanna.training.universal import UNREADABLE
 from hyena_blt_savanna.training.validation import ValidationConfig
 
 ModelConfig: TypeAlias = Annotated[
@@ -116,6 +117,9 @@ class RunConfig(Config):
         zero = block.get("zero_optimization", {})
         if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError("zero_optimization must be a mapping with a stage of 0, 1, 2 or 3")
+        for key in UNREADABLE:
+            if zero.get(key):
+                raise ValueError(f"no other number of ranks could go on from checkpoints of {key}: leave it out")
         return block
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE
@@ -31,6 +32,8 @@ OPTIMIZER = "optimizer"
 RANDOM_STATES = "random_states"
 STATE = "state.json"
 STEPS = "steps.json"
+UNREADABLE = ("round_robin_gradients", "elastic_checkpoint")
+"""Settings of ZeRO under which DeepSpeed's files name wrong places, or none."""
 
 
 def is_universal(path: Path) -> bool:
@@ -45,7 +48,8 @@ def read_training_state(path: Path) -> TrainingState:
         path: its folder, whose manifest has been verified.
 
     Raises:
-        CheckpointError: a file is missing or cut off, or files of several checkpoints are mixed.
+        CheckpointError: a file is missing or cut off, files of several checkpoints are mixed, or they were written
+            with settings that leave the places of the weights open.
     """
     about = read_state(path)
     if is_universal(path):
@@ -57,13 +61,24 @@ def read_training_state(path: Path) -> TrainingState:
             f"{path / DEEPSPEED} holds {', '.join(sorted(strange))}, of which its manifest does not know: files of "
             "several checkpoints are mixed; remove it, or copy the checkpoint again into an empty folder"
         )
-    state = read_zero_files(path / DEEPSPEED, about.get("optimizer_names"))
+    _check_places(path)
+    state = read_zero_files(path / DEEPSPEED, about.get("optimizer_names"), about.get("tied_names", {}))
     if state.num_steps != about["progress"]["step"]:
         raise CheckpointError(
             f"{path / DEEPSPEED} was written after step {state.num_steps}, and {STATE} beside it after step "
             f"{about['progress']['step']}: files of several checkpoints are mixed; copy it again into an empty folder"
         )
     return state
+
+
+def _check_places(path: Path) -> None:
+    config = yaml.safe_load((path / CONFIG).read_text())
+    found = [key for key in UNREADABLE if config.get("deepspeed", {}).get("zero_optimization", {}).get(key)]
+    if found:
+        raise CheckpointError(
+            f"{path} was written with deepspeed.zero_optimization.{found[0]}, and its files don't tell the places of "
+            f"the weights: only their {NATIVE}/ can be read; give it to start_from of a new run"
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -29,7 +29,9 @@ _OF_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt")
 _WEIGHT = "fp32"
 
 
-def read_zero_files(folder: Path, optimizer_names: Sequence[str] | None = None) -> TrainingState:
+def read_zero_files(
+    folder: Path, optimizer_names: Sequence[str] | None = None, tied_names: Mapping[str, str] | None = None
+) -> TrainingState:
     """Finds the tensors in the files that DeepSpeed's engine wrote.
 
     Only call it for a folder whose manifest verifies: the files are unpickled without restriction, as DeepSpeed does.
@@ -38,6 +40,8 @@ def read_zero_files(folder: Path, optimizer_names: Sequence[str] | None = None) 
         folder: of these files.
         optimizer_names: of the parameters, in the order of the optimizer; asked for without ZeRO alone, where the files
             don't tell.
+        tied_names: further names of parameters, and those that stand for them; DeepSpeed notes them for parameters of
+            two modules, and not for a module of two names.
 
     Returns:
         The state; no tensor is read yet, and no file is kept open.
@@ -67,7 +71,7 @@ def read_zero_files(folder: Path, optimizer_names: Sequence[str] | None = None) 
     for group in parts[0].steps:
         found = {shards[rank].path.name: parts[rank].steps.get(group, 0) for rank in range(num_ranks)}
         _check_steps(folder, found, "holds an optimizer of step")
-    return _put_together(models, parts)
+    return _put_together(models, parts, tied_names or {})
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def _places_by_shape(
         assert start == values.numel(), "ZeRO 3 keeps nothing else in a group"
 
 
-def _put_together(models: Sequence[_Opened], parts: Sequence[_Parts]) -> TrainingState:
+def _put_together(models: Sequence[_Opened], parts: Sequence[_Parts], tied: Mapping[str, str]) -> TrainingState:
     model = models[0].content
     shapes = {name: tuple(shape) for group in model["param_shapes"] for name, shape in group.items()}
     tensors = {
@@ -175,7 +179,7 @@ def _put_together(models: Sequence[_Opened], parts: Sequence[_Parts]) -> Trainin
         for name, shape in (model["frozen_param_shapes"] or {}).items()
     }
     group_of = {name: group for part in parts for name, group in part.group_of.items()}
-    same = model["shared_params"] or {}
+    same = {**(model["shared_params"] or {}), **tied}
     weights = {
         name: trained.get(same.get(name, name)) or frozen.get(same.get(name, name)) or models[0].place(value)
         for name, value in model["module"].items()

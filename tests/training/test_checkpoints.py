@@ -30,6 +30,7 @@ class FakeEngine:
 
     zero_stage = 0
     optimizer_names = ("weight",)
+    tied_names: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.deepspeed = SimpleNamespace(save_checkpoint=self._save, load_checkpoint=self._load)

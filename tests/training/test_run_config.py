@@ -45,6 +45,7 @@ def test_keys_of_deepspeed_that_are_ours(toy_config, key):
     ("override", "says"),
     [
         ("deepspeed.zero_optimization.stage=4", "stage of 0, 1, 2 or 3"),
+        ("deepspeed.zero_optimization={stage: 2, round_robin_gradients: true}", "of round_robin_gradients: leave it"),
         ("training.stages=[]", "training.stages"),
         ("training.optimizer.learning_rate=1", "training.optimizer.learning_rate: unknown key"),
         ("training.optimiser.lr=1", "training.optimiser: unknown key; did you mean 'optimizer'"),
