@@ -42,15 +42,13 @@ class ContextParallel(ABC):
         """The part of a tensor of all channels (a filter, a skip weight) that belongs to a gathered sequence here."""
 
     @abstractmethod
-    def halo(self, x: Tensor, length: int, sequence_dim: int, slice_lengths: Tensor | None = None) -> Tensor | None:
+    def halo(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
         """The `length` positions that lie left of this rank's slice.
 
         Args:
-            x: this rank's slice.
+            x: this rank's slice, of one shape on all ranks.
             length: number of positions wanted, at least 1; may be longer than a neighbour's slice.
             sequence_dim: the dimension of the sequence.
-            slice_lengths: int [B], how many positions of each row of this slice are real (padding is on the
-                right and never sent); None: all of them.
 
         Returns:
             A tensor like x with `length` positions, zeros where the sequence has not begun; or None where
@@ -86,7 +84,7 @@ class SingleRank(ContextParallel):
     def own_channels(self, x: Tensor, channel_dim: int) -> Tensor:
         return x
 
-    def halo(self, x: Tensor, length: int, sequence_dim: int, slice_lengths: Tensor | None = None) -> Tensor | None:
+    def halo(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
         return None
 
 

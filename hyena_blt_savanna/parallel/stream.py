@@ -41,8 +41,7 @@ class Stream(SingleRank):
         finally:
             self._state = None
 
-    def halo(self, x: Tensor, length: int, sequence_dim: int, slice_lengths: Tensor | None = None) -> Tensor | None:
-        assert slice_lengths is None
+    def halo(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
         left = self.earlier(x, length, sequence_dim)
         if left is None or left.shape[sequence_dim] == length:
             return left

@@ -78,18 +78,16 @@ def run_module(case: ModuleCase, context: ContextParallel = SINGLE_RANK) -> Modu
 
 @dataclass(frozen=True)
 class HaloCase:
-    """A halo of slices whose rows hold different numbers of positions.
+    """A halo of slices.
 
     Attributes:
-        slices: of each rank, padded on the right to one length.
-        lengths: int64 [C, B], real positions; None: all of them.
+        slices: of each rank.
         length: of the halo.
-        sequence_dim: of a slice; the batch is the dimension before it.
+        sequence_dim: of a slice.
         weights: the loss is the sum of each rank's halo times this.
     """
 
     slices: list[Tensor]
-    lengths: Tensor | None
     length: int
     sequence_dim: int
     weights: list[Tensor]
@@ -137,8 +135,7 @@ def _run_halo(case: HaloCase, context: ContextParallel) -> tuple[Tensor, Tensor 
     x = case.slices[context.rank].clone()
     if x.is_floating_point():
         x.requires_grad_()
-    lengths = None if case.lengths is None else case.lengths[context.rank]
-    halo = context.halo(x, case.length, case.sequence_dim, lengths)
+    halo = context.halo(x, case.length, case.sequence_dim)
     assert halo is not None
     if x.requires_grad:
         (halo * case.weights[context.rank]).sum().backward()

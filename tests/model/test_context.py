@@ -45,7 +45,7 @@ class ThreadContext(ContextParallel):
     def own_channels(self, x: Tensor, channel_dim: int) -> Tensor:
         return x.chunk(self.num_ranks, channel_dim)[self.rank]
 
-    def halo(self, x: Tensor, length: int, sequence_dim: int, slice_lengths: Tensor | None = None) -> Tensor:
+    def halo(self, x: Tensor, length: int, sequence_dim: int) -> Tensor:
         zeros = torch.zeros_like(x.narrow(sequence_dim, 0, 1)).repeat_interleave(length, sequence_dim)
         before = self.meeting.exchange(self.rank, x)[: self.rank]
         together = torch.cat([zeros, *before], sequence_dim)

@@ -47,24 +47,18 @@ def module_cases() -> dict[str, ModuleCase]:
 
 
 def halo_cases(num_ranks: int) -> dict[str, HaloCase]:
-    """By hand: short, as long as a slice, longer than one, longer than all; then uneven ones at random."""
+    """Short, as long as a slice, longer than one, longer than all; the sequence last or in the middle; integers."""
     torch.manual_seed(num_ranks)
     cases = {}
     for length in (1, 5, 6, 7, 13, 40):
-        slices = [torch.randn(4, 2, 6, dtype=torch.double) for _ in range(num_ranks)]
-        weights = [torch.randn(4, 2, length, dtype=torch.double) for _ in range(num_ranks)]
-        cases[f"even {length}"] = HaloCase(slices, None, length, 2, weights)
-    for seed in range(12):
-        length = int(torch.randint(1, 12, ()))
-        lengths = torch.randint(0 if seed % 2 else length, 13, (num_ranks, 3))
-        shape = (3, 12, 2) if seed % 3 else (2, 3, 12)
-        sequence_dim = shape.index(12)
-        slices = [torch.randn(shape, dtype=torch.double) for _ in range(num_ranks)]
-        if seed == 5:
-            slices = [(100 * part).long() for part in slices]
-        shape = tuple(length if size == 12 else size for size in shape)
-        weights = [torch.randn(shape, dtype=torch.double) for _ in range(num_ranks)]
-        cases[f"uneven {seed}"] = HaloCase(slices, lengths, length, sequence_dim, weights)
+        for name, shape in (("last", (4, 2, 6)), ("middle", (2, 6, 3)), ("integers", (2, 6))):
+            sequence_dim = shape.index(6)
+            slices = [torch.randn(shape, dtype=torch.double) for _ in range(num_ranks)]
+            if name == "integers":
+                slices = [(100 * part).long() for part in slices]
+            of_halo = tuple(length if size == 6 else size for size in shape)
+            weights = [torch.randn(of_halo, dtype=torch.double) for _ in range(num_ranks)]
+            cases[f"{name} {length}"] = HaloCase(slices, length, sequence_dim, weights)
     return cases
 
 
@@ -75,32 +69,19 @@ def outcomes(num_ranks: int) -> list[Any]:
     return run_ranks(run_cases, num_ranks, num_ranks, module_cases(), halo_cases(num_ranks), swapped)
 
 
-def whole_halos(case: HaloCase, slices: list[Tensor], num_ranks: int) -> list[Tensor]:
-    """Row by row: what lies left of each slice in the sequence of real positions."""
-    batch_dim = case.sequence_dim - 1
-    num_rows = slices[0].shape[batch_dim]
-    halos = []
-    for rank in range(num_ranks):
-        rows = []
-        for row in range(num_rows):
-            before = [
-                part.select(batch_dim, row).narrow(
-                    batch_dim, 0, part.shape[case.sequence_dim] if case.lengths is None else int(case.lengths[r, row])
-                )
-                for r, part in enumerate(slices[:rank])
-            ]
-            zeros = torch.zeros_like(slices[0].select(batch_dim, row).narrow(batch_dim, 0, 1))
-            joined = torch.cat([zeros.repeat_interleave(case.length, batch_dim), *before], batch_dim)
-            rows.append(joined.narrow(batch_dim, joined.shape[batch_dim] - case.length, case.length))
-        halos.append(torch.stack(rows, batch_dim))
-    return halos
+def whole_halos(case: HaloCase, slices: list[Tensor]) -> list[Tensor]:
+    """What lies left of each slice in the joined sequence, zeros in front of it."""
+    dim = case.sequence_dim
+    zeros = torch.zeros_like(slices[0].narrow(dim, 0, 1)).repeat_interleave(case.length, dim)
+    joined = torch.cat([zeros, *slices], dim)
+    return [joined.narrow(dim, rank * slices[0].shape[dim], case.length) for rank in range(len(slices))]
 
 
 @pytest.mark.parametrize("num_ranks", RANKS)
 def test_halos_are_what_lies_left(num_ranks: int) -> None:
     for name, case in halo_cases(num_ranks).items():
         slices = [part.clone().requires_grad_(part.is_floating_point()) for part in case.slices]
-        expected = whole_halos(case, slices, num_ranks)
+        expected = whole_halos(case, slices)
         found = [outcome.halos[name] for outcome in outcomes(num_ranks)]
         for (halo, _), whole in zip(found, expected, strict=True):
             torch.testing.assert_close(halo, whole.detach(), msg=lambda text, name=name: f"{name}: {text}")
