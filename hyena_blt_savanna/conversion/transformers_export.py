@@ -11,6 +11,7 @@ FOLDER/requirements.txt, README.md         what the code needs, and how to use t
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -196,6 +197,11 @@ def _write_code(folder: Path, kind: str) -> None:
     sources = flatten([f"{ENTRIES}.{name.split('.')[0]}" for name in classes])
     for name, text in sources.files.items():
         (folder / name).write_text(text)
+    # transformers keeps one class of model for each class of configuration, and takes folders of one name for the same
+    # if their files of configuration are: another kind, or code of another version, needs another file.
+    digest = hashlib.sha256("".join(sources.files.values()).encode()).hexdigest()
+    with (folder / f"{CONFIG_CLASS.split('.')[0]}.py").open("a") as file:
+        file.write(f"# The code around this file has SHA-256 {digest}.\n")
     packages = [_DISTRIBUTIONS.get(name, name) for name in sources.requirements]
     versions = {name: importlib.metadata.version(name).split("+")[0] for name in packages}
     (folder / "requirements.txt").write_text(
