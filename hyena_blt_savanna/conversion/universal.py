@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from hyena_blt_savanna.conversion.deepspeed_folder import find_checkpoint, verify_training, weights_of
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE, save_pretrained
+from hyena_blt_savanna.evaluation.sealed_folder import copy_files
 from hyena_blt_savanna.training.universal import (
     CONFIG,
     RANDOM_STATES,
@@ -47,7 +47,7 @@ def convert(source: Path, target: Path) -> list[str]:
 
     def write_native(to: Path) -> None:
         if (folder / NATIVE).is_dir():
-            shutil.copytree(folder / NATIVE, to)
+            copy_files(folder / NATIVE, to)
             return
         weights = weights_of(folder, state)
         notes.extend(weights.notes)

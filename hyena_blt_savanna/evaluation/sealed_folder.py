@@ -44,6 +44,21 @@ def written_whole(folder: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copies a folder without its permissions: one that only reads must not become one that can't be removed.
+
+    Args:
+        source: folder of files at any depth.
+        target: is made.
+    """
+    target.mkdir(parents=True)
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 def seal(folder: Path, about: dict[str, Any]) -> None:
     """Writes MANIFEST: what is said about the folder, and size and SHA-256 of each file in it.
 

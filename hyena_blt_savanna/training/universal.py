@@ -10,7 +10,6 @@ step_00000100/
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import yaml
 
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE
-from hyena_blt_savanna.evaluation.sealed_folder import read_seal, seal, written_whole
+from hyena_blt_savanna.evaluation.sealed_folder import copy_files, read_seal, seal, written_whole
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor, TensorFileError, read_safetensors, write_safetensors
 from hyena_blt_savanna.training.training_state import CheckpointError, TrainingState
 from hyena_blt_savanna.training.zero_files import read_zero_files
@@ -119,7 +118,7 @@ def write_universal(
         steps = {"keys": list(state.optimizer), "steps": state.optimizer_steps}
         write_whole(partial / OPTIMIZER / STEPS, json.dumps(steps, indent=1).encode())
         if random_states is not None:
-            shutil.copytree(random_states, partial / RANDOM_STATES)
+            copy_files(random_states, partial / RANDOM_STATES)
         write_whole(partial / CONFIG, config)
         about = {**about, "format_version": FORMAT_VERSION, "num_samples": state.num_samples}
         write_whole(partial / STATE, json.dumps(about, indent=1).encode())

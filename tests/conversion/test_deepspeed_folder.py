@@ -147,6 +147,20 @@ def test_the_native_part_goes_along(runs, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_source_that_may_only_be_read(runs, tmp_path):
+    source = tmp_path / "archive" / STEP
+    shutil.copytree(runs / "two" / "checkpoints" / STEP, source)
+    for path in [source, *source.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    convert(source, tmp_path / "universal")
+    # Or its files could not be sealed, and its folders not be removed.
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "universal").rglob("*"))
+    assert read_native(tmp_path / "universal").config == read_native(source).config
+    for path in [source, *source.rglob("*")]:
+        path.chmod(0o755)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
