@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class Batch:
         num_cut_patches: patches that were left out of the windows because there were too many.
         entropies: float32 [B, L], nats, of each base given those before it: a target, which no input may be made of;
             0 for the byte in front and for padding, as their weights are. None where the windows hold none.
+        left_patches: patches at the start of each row that belong to the slice on the left; 0 where rows are windows,
+            or their first slices.
+        first_positions: int64 [B], bases of its window that precede each row; None: rows begin with their windows.
     """
 
     bases: torch.Tensor
@@ -43,16 +46,18 @@ class Batch:
     loss_weights: torch.Tensor
     num_cut_patches: int = 0
     entropies: torch.Tensor | None = None
+    left_patches: int = 0
+    first_positions: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.bases.to(device, non_blocking=True),
-            self.patch_lengths.to(device, non_blocking=True),
-            self.loss_weights.to(device, non_blocking=True),
-            self.num_cut_patches,
-            None if self.entropies is None else self.entropies.to(device, non_blocking=True),
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
 
     @property
     def num_scored_bases(self) -> int:
@@ -61,8 +66,9 @@ class Batch:
 
     @property
     def num_bases(self) -> int:
-        """Bases from the windows: without the bytes in front and the padding."""
-        return int(self.patch_lengths.sum()) - len(self.patch_lengths)
+        """Bases from the windows: without the bytes in front, the padding, and what the slice on the left has."""
+        num_front = 0 if self.left_patches else len(self.patch_lengths)
+        return int(self.patch_lengths[:, self.left_patches :].sum()) - num_front
 
 
 def collate(

@@ -21,6 +21,7 @@ from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.model.scored_classes import class_of_byte
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
 Objective: TypeAlias = Literal["next_base", "autoencoder"]
 """What a base is predicted from besides the bases before it: what the global model made of the patches before its
@@ -92,25 +93,34 @@ class HyenaBLTConfig(Config):
                 raise ValueError(f"{name}.{error}") from None
         return self
 
-    def build(self) -> HyenaBLT:
-        """The model with fresh weights, drawn from torch's default generator."""
-        return HyenaBLT(self)
+    def build(self, context: ContextParallel = SINGLE_RANK) -> HyenaBLT:
+        """The model with fresh weights, drawn from torch's default generator.
+
+        Args:
+            context: the ranks that hold slices of the same windows.
+        """
+        return HyenaBLT(self, context)
 
 
 class HyenaBLT(nn.Module):
     """Logits of every single base from a global model that sees patches.
 
     Causal in bases: logits at t depend on bases up to t and on boundaries up to the start of base t + 1.
+
+    On several context ranks each has a slice of equally many patches, of which the global model swaps sequence for
+    channels. The local modules read a bounded stretch to the left: rows bring it along as `left_patches`, so that
+    nothing about single bases is exchanged; of what the global model made of these, the neighbour tells.
     """
 
     class_of_byte: Tensor
 
-    def __init__(self, config: HyenaBLTConfig) -> None:
+    def __init__(self, config: HyenaBLTConfig, context: ContextParallel = SINGLE_RANK) -> None:
         super().__init__()
         self.config = config
+        self.context = context
         widths = config.local_width, config.global_model.width, config.max_patch_bases
         self.encoder = LocalEncoder(config.encoder, config.kmers, config.positions, *widths)
-        self.global_model = config.global_model.build()
+        self.global_model = config.global_model.build(context)
         self.decoder = LocalDecoder(config.decoder, config.positions, *widths)
         self.register_buffer("class_of_byte", class_of_byte(), persistent=False)
         scale_residual_branches([*self.encoder.blocks, *self.decoder.blocks], config.local_width)
@@ -129,6 +139,11 @@ class HyenaBLT(nn.Module):
         of_blocks = sum(local.reach_bases(self.config.local_width) for local in blocks)
         return max(self.config.kmers.sizes, default=1) - 1 + of_blocks
 
+    @property
+    def num_left_patches(self) -> int:
+        """Patches of the slices on the left that a slice needs: enough however short they are."""
+        return self.local_reach_bases + 1
+
     def forward(
         self,
         bases: Tensor,
@@ -136,6 +151,8 @@ class HyenaBLT(nn.Module):
         objective: Objective = "next_base",
         loss_weights: Tensor | None = None,
         entropies: Tensor | None = None,
+        left_patches: int = 0,
+        first_positions: Tensor | None = None,
     ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
@@ -146,15 +163,22 @@ class HyenaBLT(nn.Module):
             objective: next_base is the language model; autoencoder see `reconstruct`.
             loss_weights: float32 [B, L]; read by auxiliary losses only, in training.
             entropies: float32 [B, L], nats; likewise.
+            left_patches: on several context ranks: how many patches, at the start of each row, belong to the slice on
+                the left: `num_left_patches`, or all there are.
+            first_positions: int64 [B], bases of its window that precede each row; None: there are none.
 
         Returns:
             float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. In training
             as a language model with auxiliary losses: a Prediction.
         """
         layout = lay_out(patch_lengths, bases.shape[1], self.config.max_patch_bases)
-        x_BLD, patches_BPM = self.encoder(bases, layout)
+        x_BLD, patches_BPM = self.encoder(bases, layout, 0 if first_positions is None else first_positions)
         if objective == "autoencoder":
             return self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
+        if self.context.num_ranks > 1:
+            assert not self.auxiliary_inputs, "auxiliary losses are computed on one context rank"
+            after_BPM, before_BM = self._of_slice(patches_BPM, left_patches)
+            return self.decoder(x_BLD, after_BPM, patch_lengths, before_BM)
         after_BPM = self.global_model(patches_BPM)
         if not (self.training and self.auxiliary_inputs):
             return self.decoder(x_BLD, after_BPM, patch_lengths)
@@ -165,6 +189,16 @@ class HyenaBLT(nn.Module):
             reconstructed = self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
         targets = (bases, self.class_of_byte, loss_weights, entropies)
         return Prediction(logits, self.auxiliary(layout, after_BPM, states_BLD, reconstructed, *targets))
+
+    def _of_slice(self, patches_BPM: Tensor, left_patches: int) -> tuple[Tensor, Tensor | None]:
+        """What the global model makes of a slice's patches and those left of it, and of the one before these."""
+        own_BPM = self.global_model(patches_BPM[:, left_patches:])
+        # One more than is read of the slice on the left: its first patch reads the one before.
+        left_BPM = self.context.halo(own_BPM, self.num_left_patches + 1, sequence_dim=1)
+        assert left_BPM is not None
+        after_BPM = torch.cat([left_BPM[:, left_BPM.shape[1] - left_patches :], own_BPM], 1)
+        starts_window = left_patches == self.context.rank * own_BPM.shape[1]
+        return after_BPM, None if starts_window else left_BPM[:, -1 - left_patches]
 
     def reconstruct(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
         """Scores each base from the encoder's vector of its own patch and the bases before it: no global model.

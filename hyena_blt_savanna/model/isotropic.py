@@ -112,17 +112,34 @@ class Isotropic(nn.Module):
             return self.kmers(bases)
         return self.kmers(torch.cat([left, bases], dim=1))[:, num_left:]
 
-    def forward(self, bases: Tensor, patch_lengths: Tensor | None = None) -> Tensor:
+    num_left_patches = 1
+    """Bases of the slice on the left that a slice needs: the one whose state scores the first base here."""
+
+    def forward(
+        self,
+        bases: Tensor,
+        patch_lengths: Tensor | None = None,
+        left_patches: int = 0,
+        first_positions: Tensor | None = None,
+    ) -> Tensor:
         """Scores the next base at each base.
 
         Args:
             bases: int64 [B, L].
             patch_lengths: not read; taken so that all architectures are called alike.
+            left_patches: on several context ranks: how many bases, at the start of each row, belong to the slice on
+                the left: 1, or 0 on the first rank. Without them, slices are of one length.
+            first_positions: not read.
 
         Returns:
             [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1.
         """
-        logits: Tensor = self.head(self.states(bases))
+        states_BLM = self.states(bases[:, left_patches:])
+        if self.context.num_ranks > 1:
+            left_BLM = self.context.halo(states_BLM, 1, sequence_dim=1)
+            assert left_BLM is not None
+            states_BLM = torch.cat([left_BLM[:, 1 - left_patches :], states_BLM], 1)
+        logits: Tensor = self.head(states_BLM)
         return logits[..., :VOCABULARY_SIZE]
 
 

@@ -69,13 +69,14 @@ class LocalEncoder(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=std)
 
-    def forward(self, bases: Tensor, layout: PatchLayout, first_position: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, bases: Tensor, layout: PatchLayout, first_position: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Encodes bases and patches.
 
         Args:
             bases: int64 [B, L].
             layout: of the finished patches.
-            first_position: how many bases of the sequence precede those given; read where periods are.
+            first_position: how many bases of the sequence precede those given, for all rows or int64 [B]; read where
+                periods are.
 
         Returns:
             base states [B, L, D], each from its own and earlier bases; patches [B, P, M], zero where padded.
@@ -88,7 +89,7 @@ class LocalEncoder(nn.Module):
             patches_BPM = patches_BPM + self.lengths(layout.lengths)
         return x_BLD, patches_BPM.masked_fill((layout.lengths == 0)[..., None], 0)
 
-    def embed(self, bases: Tensor, layout: PatchLayout, first_position: int = 0) -> Tensor:
+    def embed(self, bases: Tensor, layout: PatchLayout, first_position: int | Tensor = 0) -> Tensor:
         """What the blocks read of each base, [B, L, D]: the words that end there, and its position. See `forward`."""
         x_BLD = self.embedding(bases)
         if self.place is not None:

@@ -52,11 +52,11 @@ class Periods(nn.Module):
         """Draws the map so that its output has standard deviation `std`: sine and cosine have power 1/2 each."""
         nn.init.normal_(self.weight, std=std * len(self.periods) ** -0.5)
 
-    def forward(self, num_bases: int, first_position: int = 0) -> Tensor:
-        """Positions `first_position` to `first_position + num_bases - 1`: [L, D]."""
+    def forward(self, num_bases: int, first_position: int | Tensor = 0) -> Tensor:
+        """Positions `first_position` to `first_position + num_bases - 1`: [L, D]; [B, L, D] for integers [B]."""
         # In fp64: at position 1,000,000 an fp32 phase would be wrong by a hundredth of a turn.
         steps = torch.arange(num_bases, dtype=torch.float64, device=self.weight.device)
-        position = first_position + steps
+        position = steps + (first_position[:, None] if isinstance(first_position, Tensor) else first_position)
         turns = torch.stack([position / period for period in self.periods], -1)
         angles = (2 * math.pi) * (turns - turns.floor())
         waves = torch.cat([angles.sin(), angles.cos()], -1).to(self.weight.dtype)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hyena_blt_savanna.data.batches import Batch
+from hyena_blt_savanna.data.slices import slice_batch
+from hyena_blt_savanna.model.base_nats import weighted_nats
 from hyena_blt_savanna.model.blocks import Block
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
@@ -77,6 +82,60 @@ def run_module(case: ModuleCase, context: ContextParallel = SINGLE_RANK) -> Modu
 
 
 @dataclass(frozen=True)
+class ModelCase:
+    """A model that is trained on slices of windows.
+
+    Attributes:
+        config: of the model, as plain values, `kind` included.
+        state: its weights.
+        batch: whole windows.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class ModelOutcome:
+    """What a rank computed of its slices.
+
+    Attributes:
+        logits: those that score the slice's own bases, row by row.
+        nats: this rank's summand of the loss.
+        num_bases: of the slices' own.
+        gradients: of the weights, this rank's summand.
+    """
+
+    logits: list[Tensor]
+    nats: float
+    num_bases: int
+    gradients: dict[str, Tensor]
+
+
+def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelOutcome:
+    """A case on slices, or on whole windows; in fp64."""
+    config = TypeAdapter(HyenaBLTConfig | IsotropicConfig).validate_python(case.config)
+    model = config.build(context).double()
+    model.load_state_dict(case.state)
+    batch = case.batch
+    if context.num_ranks > 1:
+        batch = slice_batch(batch, context.rank, context.num_ranks, model.num_left_patches)
+    logits = model(
+        batch.bases, batch.patch_lengths, left_patches=batch.left_patches, first_positions=batch.first_positions
+    )
+    nats = weighted_nats(logits, batch.bases, batch.loss_weights.double(), model.class_of_byte)
+    nats.backward()
+    num_left = batch.patch_lengths[:, : batch.left_patches].sum(1)
+    num_here = batch.patch_lengths.sum(1)
+    rows = zip(logits.detach(), num_left, num_here, strict=True)
+    # Logits at t score base t + 1; nothing scores the byte in front of a window.
+    scoring = [row[max(int(left) - 1, 0) : max(int(here) - 1, 0)] for row, left, here in rows]
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return ModelOutcome(scoring, float(nats.detach()), batch.num_bases, gradients)
+
+
+@dataclass(frozen=True)
 class HaloCase:
     """A halo of slices.
 
@@ -99,18 +158,21 @@ class RankOutcome:
 
     Attributes:
         modules: by case.
+        models: by case.
         halos: the halo, and the gradient of this rank's slice, by case.
         swaps: this rank's part of a tensor with its sequence gathered, that swapped back, and its own channels.
     """
 
     modules: dict[str, ModuleOutcome]
+    models: dict[str, ModelOutcome]
     halos: dict[str, tuple[Tensor, Tensor | None]]
     swaps: tuple[Tensor, Tensor, Tensor] | None
 
 
 def run_cases(
     num_context: int,
-    modules: Mapping[str, ModuleCase],
+    modules: Mapping[str, ModuleCase] | None = None,
+    models: Mapping[str, ModelCase] | None = None,
     halos: Mapping[str, HaloCase] | None = None,
     swapped: Tensor | None = None,
 ) -> RankOutcome:
@@ -119,13 +181,15 @@ def run_cases(
     Args:
         num_context: C of the mesh.
         modules: by name.
+        models: by name.
         halos: by name.
         swapped: [2, D, B, L]; its channels are swapped for the sequence.
     """
     mesh = Mesh.of(ParallelConfig(context=num_context), dist.get_rank(), dist.get_world_size())
     context = mesh.build_context()
     return RankOutcome(
-        {name: run_module(case, context) for name, case in modules.items()},
+        {name: run_module(case, context) for name, case in (modules or {}).items()},
+        {name: run_model(case, context) for name, case in (models or {}).items()},
         {name: _run_halo(case, context) for name, case in (halos or {}).items()},
         None if swapped is None else _run_swaps(swapped, context),
     )

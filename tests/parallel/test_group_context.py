@@ -66,7 +66,7 @@ def halo_cases(num_ranks: int) -> dict[str, HaloCase]:
 def outcomes(num_ranks: int) -> list[Any]:
     """Of all cases on the slices of one window, by rank: the ranks are started once."""
     swapped = torch.randn(2, 8, 3, 8 * num_ranks, generator=torch.Generator().manual_seed(3))
-    return run_ranks(run_cases, num_ranks, num_ranks, module_cases(), halo_cases(num_ranks), swapped)
+    return run_ranks(run_cases, num_ranks, num_ranks, module_cases(), {}, halo_cases(num_ranks), swapped)
 
 
 def whole_halos(case: HaloCase, slices: list[Tensor]) -> list[Tensor]:
