@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,26 @@ def merge_foreign(sources: Sequence[str | Path]) -> dict[str, Any]:
             tree = _read(Path(source))
         found |= {str(key).replace("-", "_"): value for key, value in tree.items()}
     return found
+
+
+def check_whole_numbers(settings: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Refuses what can't be counted with.
+
+    Args:
+        settings: of `merge_foreign`.
+        keys: those that hold whole numbers above 0, where they are given.
+        where: the checkpoint, for messages.
+
+    Raises:
+        ConversionError: some hold something else; all are listed.
+    """
+    wrong = [
+        f"{key}: {value!r}"
+        for key in keys
+        if (value := settings.get(key)) is not None and (type(value) is not int or value < 1)
+    ]
+    if wrong:
+        raise ConversionError(f"{where}: these keys must be whole numbers above 0: {', '.join(wrong)}")
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -30,8 +30,8 @@ from hyena_blt_savanna.conversion.names import (
     places,
 )
 from hyena_blt_savanna.conversion.savanna_config import describe, parse_settings
-from hyena_blt_savanna.conversion.savanna_inferred import infer, with_stored_decay
-from hyena_blt_savanna.conversion.savanna_ranks import RANK_FILE, find_folder, merge_ranks, read_ranks
+from hyena_blt_savanna.conversion.savanna_inferred import infer, with_stored_decay, with_stored_rotary
+from hyena_blt_savanna.conversion.savanna_ranks import RANK_FILE, find_folder, merge_ranks, read_ranks, saved_args
 from hyena_blt_savanna.conversion.torch_files import write_torch
 from hyena_blt_savanna.conversion.weights import (
     ModelWeights,
@@ -48,7 +48,7 @@ STEP_FOLDER = "global_step0"
 _ARGS = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "make_vocab_size_divisible_by",
          "tokenizer_type", "model_parallel_size")  # fmt: skip
 _DIMENSIONS: dict[Layout, tuple[int, ...]] = {
-    "taps": (3,),
+    "taps": (2, 3),
     "narrow_taps": (2, 3),
     "padded_taps": (2,),
     "padded_decay": (2,),
@@ -76,9 +76,11 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
     ]
     dropped = sum(name.endswith(EXTRA_STATE) for name in modules[0])
     found = merge_foreign([*sorted((folder / "configs").glob("*.y*ml")), *settings])
-    inferred = infer(modules, states[0].get("args", {}))
+    inferred = infer(modules, saved_args(states[0]))
     config = parse_settings(found, inferred, str(folder))
     notes = [f"{dropped} entries of TransformerEngine's fp8 state ({EXTRA_STATE}) were left out"] if dropped else []
+    config, more = with_stored_rotary(config, modules[0], INVERSE_FREQUENCIES["savanna"], str(folder))
+    notes += more
     merged = merge_ranks(folder, kept, config)
     if "hyena_mr" in config.stack.blocks:
         config, more = with_stored_decay(config, merged)

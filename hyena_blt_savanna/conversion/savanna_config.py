@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.conversion.foreign_yaml import check_whole_numbers
 from hyena_blt_savanna.conversion.names import BLOCKS
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -70,6 +71,7 @@ FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "use_slow_heads": (False, (False,)),
     "bidirectional": (False, (False,)),
     "use_mup": (False, (False,)),
+    "gating_act": ("identity", ("identity",)),
 }
 """Keys that can have one value only: Savanna's default, and what is converted."""
 FIXED_WITH: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
@@ -78,6 +80,10 @@ FIXED_WITH: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "attention": {"pos_emb": ("learned", ("rotary", "rotary_linear_scaled")), "rotary_pct": (1.0, (1.0,))},
 }
 """Likewise, where there are blocks of a kind."""
+_WHOLE_NUMBERS = ("num_layers", "hidden_size", "num_attention_heads", "num_groups_hyena", "num_groups_hyena_medium",
+                  "num_groups_hyena_short", "seq_length", "short_conv_L", "hyena_se_len", "hyena_mr_len",
+                  "hyena_filter_order", "explicit_filter_num_decay_repeats", "make_gated_mlp_multiple_of",
+                  "make_vocab_size_divisible_by", "model_parallel_size")  # fmt: skip
 _EXAMPLES = {
     "rms_norm_epsilon": "1e-6",
     "interleave_projections": "true",
@@ -102,6 +108,9 @@ def parse_settings(settings: Mapping[str, Any], inferred: Mapping[str, Any], whe
     Raises:
         ConversionError: a key is missing, or has a value that isn't converted.
     """
+    check_whole_numbers(settings, _WHOLE_NUMBERS, where)
+    # Empty is what is not said.
+    settings = {key: value for key, value in settings.items() if value is not None or key not in _WHOLE_NUMBERS}
     has_files = "num_layers" in settings
     known = {**(DEFAULTS if has_files else {}), **inferred, **settings}
     blocks = _blocks(known, where)
@@ -140,13 +149,18 @@ def _blocks(known: Mapping[str, Any], where: str) -> list[str]:
         raise ConversionError(f"{where}: operator_config is missing; add this key")
     given = known["operator_config"]
     names: list[str] = []
-    for item in given:
-        if isinstance(item, str):
-            names.append(item)
-            continue
-        pattern, times = item
-        names += pattern * (known["num_layers"] // len(pattern) if times == "all" else int(times))
-    unknown = sorted(set(names) - set(OPERATORS))
+    try:
+        for item in given:
+            if isinstance(item, str):
+                names.append(item)
+                continue
+            pattern, times = item
+            names += list(pattern) * (known["num_layers"] // len(pattern) if times == "all" else int(times))
+        unknown = sorted(set(names) - set(OPERATORS))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConversionError(
+            f"{where}: operator_config is {given!r}; it must be a list like [[[hyena_se, hyena_mr], 2], [[hyena], 1]]"
+        ) from error
     if unknown:
         raise ConversionError(
             f"{where}: operator_config has {', '.join(unknown)}; what is converted: {', '.join(OPERATORS)}"
@@ -237,9 +251,9 @@ def _mlp(known: Mapping[str, Any], width: int, where: str) -> dict[str, Any]:
     multiple = known.get("make_gated_mlp_multiple_of", 16)
     hidden_width = known["hidden_width"]
     derived = MLPConfig(round_up_to=multiple).hidden_width(width)
-    explicit = hidden_width == multiple or (
-        hidden_width != derived and (known.get("pad_mlp_weights") or "make_gated_mlp_multiple_of" not in known)
-    )
+    # Weights that are missing or have other dimensions tell no width (0).
+    told = hidden_width > 0 and (known.get("pad_mlp_weights") or "make_gated_mlp_multiple_of" not in known)
+    explicit = hidden_width == multiple or (told and hidden_width != derived)
     # A width that the multiple doesn't give is left to the comparison of shapes.
     return {"activation": activation} | ({"width": hidden_width} if explicit else {"round_up_to": multiple})
 
@@ -247,7 +261,7 @@ def _mlp(known: Mapping[str, Any], width: int, where: str) -> dict[str, Any]:
 def _vocabulary_multiple(known: Mapping[str, Any]) -> int:
     num_rows: int = known["num_rows"]
     given = known.get("make_vocab_size_divisible_by", 8)
-    candidates = (given, given * known.get("model_parallel_size", 1), num_rows)
+    candidates = (given, given * known.get("model_parallel_size", 1), num_rows or given)
     return next(
         (multiple for multiple in candidates if -(-VOCABULARY_SIZE // multiple) * multiple == num_rows), candidates[0]
     )
@@ -310,6 +324,8 @@ def describe(config: IsotropicConfig, window_bases: int) -> dict[str, Any]:
         "identity_mlp": False,
         "make_gated_mlp_multiple_of": multiple,
         "no_weight_tying": config.head == "untied",
+        # By rows, which is its default, Savanna refuses to build a head of its own.
+        "output_layer_parallelism": "column",
         "make_vocab_size_divisible_by": config.round_vocabulary_to,
         "tokenizer_type": "CharLevelTokenizer",
         "model_parallel_size": 1,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyena_blt_savanna.conversion.names import INVERSE_FREQUENCIES, places
+from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.operators import HyenaConfig, decay_grid
 
 _SAME_GRID = 1e-6
+_SAME_BASE = 1e-3
+_VECTORS = ("norm.weight", "norm.scale", "bias", "inv_freq")
 
 
 def infer(modules: Sequence[Mapping[str, Any]], args: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +29,13 @@ def infer(modules: Sequence[Mapping[str, Any]], args: Mapping[str, Any]) -> dict
         args: what Savanna saves of its configuration beside the weights.
     """
     first, num_ranks = modules[0], len(modules)
-    shapes = {name: value.shape for name, value in first.items() if isinstance(value, LazyTensor)}
-    layers = sorted({int(name.split(".")[1]) for name in shapes if ".mixer." in name})
+    # Of a weight with another number of dimensions nothing is told; it is reported later.
+    shapes = {
+        name: value.shape
+        for name, value in first.items()
+        if isinstance(value, LazyTensor) and len(value.shape) >= (1 if name.endswith(_VECTORS) else 2)
+    }
+    layers = sorted({int(match[1]) for name in shapes if (match := re.match(r"sequential\.(\d+)\.mixer\.", name))})
 
     def find(ending: str) -> tuple[int, ...] | None:
         return next((shape for name, shape in shapes.items() if name.endswith(ending)), None)
@@ -72,14 +82,51 @@ def rotary_base(inverse_frequencies: Tensor) -> float:
     """The base of frequencies base^(-2i / d), i below d / 2; to four digits, which are more than bases are given with.
 
     Args:
-        inverse_frequencies: [d / 2].
+        inverse_frequencies: [d / 2]; of fewer bits than fp32, two digits are all that they tell.
     """
     num = len(inverse_frequencies)
     if num < 2:
         return 10_000.0
     # The last one has the largest exponent, and so the least error.
     base = float(inverse_frequencies[-1].double()) ** (-num / (num - 1))
-    return float(f"{base:.4g}")
+    return float(f"{base:.{4 if inverse_frequencies.dtype.itemsize >= 4 else 2}g}")
+
+
+def with_stored_rotary(
+    config: IsotropicConfig, state: Mapping[str, Any], ending: str, where: str
+) -> tuple[IsotropicConfig, list[str]]:
+    """The configuration with the base of the stored frequencies, which are loaded over the configured ones.
+
+    Args:
+        config: what the settings say.
+        state: weights and buffers by foreign names.
+        ending: of the buffers' names.
+        where: the checkpoint, for messages.
+
+    Returns:
+        The configuration, and what was found, in words.
+
+    Raises:
+        ConversionError: the attention blocks have different frequencies.
+    """
+    names = [name for name, value in state.items() if name.endswith(ending) and isinstance(value, LazyTensor)]
+    if not names or "attention" not in config.stack.blocks:
+        return config, []
+    frequencies = state[names[0]].load()
+    if any(not torch.equal(state[name].load(), frequencies) for name in names):
+        raise ConversionError(f"{where}: {', '.join(names)} are not the same, and have to be")
+    rotary = config.stack.attention.rotary
+    configured = rotary.base ** -(torch.arange(len(frequencies)) / len(frequencies)).double()
+    stored = rotary_base(frequencies)
+    if torch.equal(configured.to(frequencies.dtype), frequencies) or abs(stored - rotary.base) <= _SAME_BASE * stored:
+        return config, []
+    changed = rotary.model_copy(update={"base": stored})
+    attention = config.stack.attention.model_copy(update={"rotary": changed})
+    stack = config.stack.model_copy(update={"attention": attention})
+    note = (
+        f"the rotary base is {stored:g}, that of the stored frequencies, and not {rotary.base:g} of the configuration"
+    )
+    return config.model_copy(update={"stack": stack}), [note]
 
 
 def with_stored_decay(config: IsotropicConfig, merged: Mapping[str, LazyTensor]) -> tuple[IsotropicConfig, list[str]]:
@@ -93,7 +140,7 @@ def with_stored_decay(config: IsotropicConfig, merged: Mapping[str, LazyTensor])
         The configuration, and what was found, in words.
     """
     name = next((place.savanna for place in places(config) if place.layout == "padded_decay"), "")
-    if name not in merged:
+    if name not in merged or len(merged[name].shape) != 2:
         return config, []
     hyena = config.stack.hyena
     stored = merged[name].load()[:, : hyena.mr_taps].float()

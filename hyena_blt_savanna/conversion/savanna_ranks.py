@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena_blt_savanna.conversion.names import places
+from hyena_blt_savanna.conversion.names import Place, places
 from hyena_blt_savanna.conversion.torch_files import read_torch
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor
@@ -36,10 +36,10 @@ def find_folder(path: Path) -> Path:
     if any(_RANK_PATTERN.fullmatch(file.name) for file in path.iterdir()):
         return path
     if (path / "latest").is_file():
-        folder = path / (path / "latest").read_text().strip()
-        if not folder.is_dir():
-            raise ConversionError(f"{path / 'latest'} names {folder.name}, which is not there: give a folder")
-        return find_folder(folder)
+        name = (path / "latest").read_text(errors="replace").strip()
+        if not name or Path(name).name != name or not (path / name).is_dir():
+            raise ConversionError(f"{path / 'latest'} names {name or 'nothing'}, which is not there: give a folder")
+        return find_folder(path / name)
     steps = sorted(folder for folder in path.glob("global_step*") if folder.is_dir())
     if len(steps) == 1:
         return find_folder(steps[0])
@@ -69,8 +69,8 @@ def read_ranks(folder: Path) -> list[dict[str, Any]]:
             raise ConversionError(
                 f"{folder / RANK_FILE.format(rank)} has no entry 'module': it is no file of Savanna's"
             )
-    sizes = {state.get("mp_world_size") or state.get("args", {}).get("model_parallel_size") for state in states}
-    wanted = max([size for size in sizes if size] + [ranks[-1] + 1])
+    sizes = [state.get("mp_world_size") or saved_args(state).get("model_parallel_size") for state in states]
+    wanted = max([size for size in sizes if isinstance(size, int)] + [ranks[-1] + 1])
     missing = [RANK_FILE.format(rank) for rank in range(wanted) if rank not in ranks]
     if missing:
         raise ConversionError(f"{folder} lacks {', '.join(missing)} of {wanted} ranks: copy it again")
@@ -79,6 +79,16 @@ def read_ranks(folder: Path) -> list[dict[str, Any]]:
         listed = ", ".join(f"{RANK_FILE.format(rank)}: {step}" for rank, step in steps.items())
         raise ConversionError(f"{folder} mixes files of different global steps ({listed}): copy it again")
     return states
+
+
+def saved_args(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Savanna saves of its configuration beside the weights; empty if there is nothing.
+
+    Args:
+        state: of a rank.
+    """
+    args = state.get("args")
+    return args if isinstance(args, Mapping) else {}
 
 
 def _step(state: Mapping[str, Any]) -> Any:
@@ -101,19 +111,30 @@ def merge_ranks(
     """
     by_name = {place.savanna: place for place in places(config)}
     merged = {}
-    for name, tensor in modules[0].items():
+    for name in {name: None for module in modules for name in module}:
         parts = [module[name] for module in modules if name in module]
-        if len(parts) < len(modules) or len({part.shape for part in parts}) > 1:
-            raise ConversionError(f"{folder}: {name} is not on all ranks, or has several shapes: copy it again")
-        place = by_name.get(name)
-        if len(parts) == 1 or place is None:
+        if len(parts) < len(modules) or len({(part.shape, part.dtype) for part in parts}) > 1:
+            raise ConversionError(
+                f"{folder}: {name} is not on all ranks, or has several shapes or dtypes: copy it again"
+            )
+        place, tensor = by_name.get(name), parts[0]
+        if len(parts) == 1 or place is None or not tensor.shape:
             merged[name] = tensor
         elif place.shard_dim is None:
             merged[name] = _replicated(folder, name, parts)
         else:
             in_thirds = place.thirds and not config.stack.hyena.interleaved_projection
-            merged[name] = _joined(parts, place.shard_dim, in_thirds)
+            merged[name] = _joined(parts, _cut_dimension(place, tensor.shape, config), in_thirds)
     return merged
+
+
+def _cut_dimension(place: Place, shape: Sequence[int], config: IsotropicConfig) -> int:
+    assert place.shard_dim is not None
+    # Savanna cuts a head of its own by either (output_layer_parallelism).
+    by_rows = place.ours == "head.weight" and len(shape) == 2 and shape[1] != config.stack.width
+    dim = 1 if by_rows else place.shard_dim
+    # A tensor of another number of dimensions is reported as it is.
+    return min(dim, len(shape) - 1)
 
 
 def _replicated(folder: Path, name: str, parts: Sequence[LazyTensor]) -> LazyTensor:

@@ -27,7 +27,7 @@ from hyena_blt_savanna.conversion.names import (
     places,
 )
 from hyena_blt_savanna.conversion.savanna import inverse_frequencies, window_of
-from hyena_blt_savanna.conversion.savanna_inferred import rotary_base
+from hyena_blt_savanna.conversion.savanna_inferred import with_stored_rotary
 from hyena_blt_savanna.conversion.torch_files import read_torch, write_torch
 from hyena_blt_savanna.conversion.vortex_config import describe, parse_settings, read_settings
 from hyena_blt_savanna.conversion.weights import (
@@ -43,7 +43,6 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 
 NAME = "model"
 _UNEMBED = "unembed.weight"
-_SAME_BASE = 1e-3
 
 
 def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
@@ -66,7 +65,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
     config = parse_settings(known, str(file))
     dropped = sum(name.endswith(EXTRA_STATE) for name in state)
     notes = [f"{dropped} entries of TransformerEngine's fp8 state ({EXTRA_STATE}) were left out"] if dropped else []
-    config, more = _with_stored_rotary(config, state)
+    config, more = with_stored_rotary(config, state, INVERSE_FREQUENCIES["vortex"], str(file))
     tensors = _to_ours(file, state, config)
     return ModelWeights(config, tensors, window_bases=known.get("max_seqlen"), notes=(*notes, *more))
 
@@ -79,25 +78,12 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
         names = ", ".join(file.name for file in files) or "none"
         raise ConversionError(f"{path} should hold one .pt file of weights, and has: {names}; give the file")
     beside = [file for suffix in (".yml", ".yaml") if (file := files[0].with_suffix(suffix)).is_file()]
-    return files[0], beside or (sorted(folder.glob("*.y*ml")) if path.is_dir() else [])
-
-
-def _with_stored_rotary(config: IsotropicConfig, state: Mapping[str, Any]) -> tuple[IsotropicConfig, list[str]]:
-    """The base of the stored frequencies, which Vortex takes before its configuration's if they are fp32."""
-    name = next((name for name in state if name.endswith(INVERSE_FREQUENCIES["vortex"])), None)
-    if name is None or state[name].dtype != torch.float32 or "attention" not in config.stack.blocks:
-        return config, []
-    rotary = config.stack.attention.rotary
-    stored = rotary_base(state[name].load())
-    if abs(stored - rotary.base) <= _SAME_BASE * rotary.base:
-        return config, []
-    changed = rotary.model_copy(update={"base": stored})
-    attention = config.stack.attention.model_copy(update={"rotary": changed})
-    stack = config.stack.model_copy(update={"attention": attention})
-    note = (
-        f"the rotary base is {stored:g}, that of the stored frequencies, and not {rotary.base:g} of the configuration"
-    )
-    return config.model_copy(update={"stack": stack}), [note]
+    if not beside and path.is_dir():
+        beside = sorted(folder.glob("*.y*ml"))
+    if len(beside) > 1:
+        names = ", ".join(file.name for file in beside)
+        raise ConversionError(f"{path} has several YAML files ({names}): leave that of {files[0].name} alone beside it")
+    return files[0], beside
 
 
 def _to_ours(file: Path, state: Mapping[str, Any], config: IsotropicConfig) -> dict[str, LazyTensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyena_blt_savanna.config import ConfigError
-from hyena_blt_savanna.conversion.foreign_yaml import merge_foreign
+from hyena_blt_savanna.conversion.foreign_yaml import check_whole_numbers, merge_foreign
 from hyena_blt_savanna.conversion.savanna_config import num_groups
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -31,13 +31,18 @@ _FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "short_filter_bias": (False, (False,)),
     "qkv_proj_bias": (True, (False,)),
     "column_split_hyena": (True, (False,)),
+    "column_split": (True, (True,)),
     "hyena_flip_x1x2": (False, (False,)),
     "proj_groups": (1, (1,)),
     "smeared_gqa": (False, (False,)),
     "final_norm": (True, (True,)),
+    "long_fir_threshold": (None, (None,)),
     "mlp_activation": ("gelu", ("gelu", "silu")),
 }
 """Keys that can have these values only, behind Vortex's default."""
+_WHOLE_NUMBERS = ("hidden_size", "num_layers", "num_attention_heads", "vocab_size", "state_size", "short_filter_length",
+                  "hcs_filter_length", "hcs_filter_groups", "hcm_filter_length", "hcm_filter_groups", "inner_mlp_size",
+                  "inner_size_multiple_of", "model_parallel_size", "max_seqlen")  # fmt: skip
 
 
 def read_settings(sources: Sequence[str | Path], where: str) -> dict[str, Any]:
@@ -65,6 +70,10 @@ def read_settings(sources: Sequence[str | Path], where: str) -> dict[str, Any]:
     ]
     if wrong:
         raise ConversionError(f"{where} is another model than Evo 2:\n" + "\n".join(f"  {line}" for line in wrong))
+    empty = [key for key in _WHOLE_NUMBERS if key in _NEEDED and settings[key] is None]
+    if empty:
+        raise ConversionError(f"{where}: {', '.join(empty)} are empty: give numbers")
+    check_whole_numbers(settings, _WHOLE_NUMBERS, where)
     return settings
 
 
@@ -84,7 +93,7 @@ def parse_settings(settings: Mapping[str, Any], where: str) -> IsotropicConfig:
     hyena: dict[str, Any] = {
         "featurizer_taps": settings.get("short_filter_length", 3),
         "interleaved_projection": settings.get("interleave", False),
-        "output_bias": settings.get("hyena_out_proj_bias", True),
+        "output_bias": bool(settings.get("hyena_out_proj_bias")),
     }
     if "hyena_se" in blocks:
         hyena |= {"se_taps": settings.get("hcs_filter_length"), "se_groups": num_groups(settings, "hcs_filter_groups")}
@@ -110,7 +119,7 @@ def parse_settings(settings: Mapping[str, Any], where: str) -> IsotropicConfig:
             "mlp": _mlp(settings, blocks, where),
             "norm": {"epsilon": settings["eps"], "epsilon_inside_root": False},
         },
-        "head": "tied" if settings.get("tie_embeddings", True) else "untied",
+        "head": "tied" if settings.get("tie_embeddings") else "untied",
         "round_vocabulary_to": 8 if settings["vocab_size"] == 512 else settings["vocab_size"],
     }
     try:
@@ -122,7 +131,10 @@ def parse_settings(settings: Mapping[str, Any], where: str) -> IsotropicConfig:
 def _blocks(settings: Mapping[str, Any], where: str) -> list[str]:
     of_layer: dict[int, list[str]] = {}
     for key, block in LAYER_LISTS.items():
-        for layer in settings[key] or []:
+        layers = settings[key] or []
+        if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+            raise ConversionError(f"{where}: {key} is {layers!r}; it must be a list of the numbers of layers")
+        for layer in layers:
             of_layer.setdefault(layer, []).append(block)
     wanted = range(settings["num_layers"])
     if sorted(of_layer) != list(wanted) or any(len(found) > 1 for found in of_layer.values()):
@@ -141,9 +153,9 @@ def _mlp(settings: Mapping[str, Any], blocks: list[str], where: str) -> dict[str
                 "counterpart: what is converted is GELU in the first block, and a hyena_mr or hyena_li as the second"
             )
         activation = "gelu_until_long"
-    multiple = settings.get("inner_size_multiple_of", 64) * settings.get("model_parallel_size", 1)
+    multiple = (settings.get("inner_size_multiple_of") or 64) * (settings.get("model_parallel_size") or 1)
     derived = MLPConfig(round_up_to=multiple).hidden_width(settings["hidden_size"])
-    given = settings.get("inner_mlp_size", derived)
+    given = settings.get("inner_mlp_size") or derived
     return {"activation": activation} | ({"round_up_to": multiple} if given == derived else {"width": given})
 
 

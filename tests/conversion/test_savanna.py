@@ -103,9 +103,13 @@ def test_ranks_are_put_together(
     broken = savanna.read(write_savanna(folder, modules, None))
     with pytest.raises(ConversionError, match=r"sequential.3.mixer.dense.bias of rank 1 is not that of rank 0"):
         broken.tensors["stack.blocks.1.mixer.out_projection.bias"].load()
-    del modules[1]["sequential.3.mixer.dense.bias"]
-    with pytest.raises(ConversionError, match=r"sequential.3.mixer.dense.bias is not on all ranks"):
-        savanna.read(write_savanna(folder, modules, None))
+    for change in (lambda rank: None, lambda rank: {"sequential.3.mixer.dense.bias": torch.zeros(64).bfloat16()}):
+        for rank in (0, 1):
+            changed = [dict(module) for module in modules]
+            del changed[rank]["sequential.3.mixer.dense.bias"]
+            changed[rank] |= change(rank) or {}
+            with pytest.raises(ConversionError, match=r"sequential.3.mixer.dense.bias is not on all ranks, or has"):
+                savanna.read(write_savanna(folder, changed, None))
 
 
 def test_ranks_whose_thirds_lie_one_after_the_other(
@@ -277,6 +281,10 @@ def test_all_differences_are_listed(
             r"parallel_glu_activation_default is 'mish'; what is converted: null",
         ),
         ({"operator_config": [[["hyena_v2"], 4]]}, r"operator_config has hyena_v2; what is converted: hyena_se"),
+        ({"gating_act": "silu"}, r"gating_act is 'silu'; only 'identity'"),
+        ({"operator_config": 4}, r"operator_config is 4; it must be a list like"),
+        ({"operator_config": [[["hyena"], "some"]]}, r"operator_config is .*; it must be a list like"),
+        ({"num_layers": "4", "hidden_size": True}, r"whole numbers above 0: num_layers: '4', hidden_size: True"),
         ({"operator_config": [[["hyena_se", "hyena"], 1]]}, r"operator_config has 2 blocks and num_layers is 4"),
         ({"num_attention_heads": 3}, r"num_heads = 3 does not cut width = 64"),
     ],
@@ -309,11 +317,11 @@ def test_yaml_files_are_read_as_loosely_as_upstream_reads_them(savanna_folder: P
     more = savanna_folder / "more.yml"
     with pytest.raises(ConversionError, match=r"more.yml: no such file"):
         savanna.read(savanna_folder, [str(more)])
-    more.write_text("{'rms_norm_epsilon': 1e-5, 'rotary_emb_base': 3000}")
-    config = savanna.read(savanna_folder, [str(more), "rotary-emb-base=5000"]).config
-    assert isinstance(config, IsotropicConfig)
-    assert config.stack.norm.epsilon == 1e-5
-    assert config.stack.attention.rotary.base == 5000
+    more.write_text("{'rms_norm_epsilon': 1e-5, 'seq_length': 300}")
+    weights = savanna.read(savanna_folder, [str(more), "seq-length=500"])
+    assert isinstance(weights.config, IsotropicConfig)
+    assert weights.config.stack.norm.epsilon == 1e-5
+    assert weights.window_bases == 500
     for text, message in (("[1]", "must hold a mapping"), ("{", "not a YAML file")):
         more.write_text(text)
         with pytest.raises(ConversionError, match=message):
@@ -346,9 +354,10 @@ def test_missing_ranks_mixed_steps_and_other_layouts(
         ConversionError, match=r"several checkpoints \(global_step7, global_step8\) and no file 'latest'"
     ):
         savanna.read(save)
-    (save / "latest").write_text("global_step9\n")
-    with pytest.raises(ConversionError, match="latest names global_step9, which is not there"):
-        savanna.read(save)
+    for name, called in (("global_step9\n", "global_step9"), ("", "nothing"), (".", r"\."), ("../save", "../save")):
+        (save / "latest").write_text(name)
+        with pytest.raises(ConversionError, match=rf"latest names {called}, which is not there"):
+            savanna.read(save)
     with pytest.raises(ConversionError, match="no such folder"):
         savanna.read(tmp_path / "nowhere")
     with pytest.raises(ConversionError, match=r"global_step8 has no mp_rank_00_model_states.pt"):
@@ -377,3 +386,72 @@ def test_what_savanna_has_no_place_for(tmp_path: Path) -> None:
         write(stack={"width": 8, "blocks": ["hyena_se"], "mlp": {"width": 16}})
     notes = write(stack={"width": 8, "blocks": ["hyena_se"], "hyena": {"output_bias": False}})
     assert notes == ["1 output projections without a bias have one of zeros"]
+
+
+def test_a_head_of_its_own_is_cut_by_columns_or_rows(
+    tmp_path: Path, savanna_module: dict[str, Tensor], savanna_settings: dict[str, Any]
+) -> None:
+    head = torch.randn(512, 64)
+    settings = {**savanna_settings, "no_weight_tying": True}
+    for dim in (0, 1):
+        modules = ranks_of(savanna_module, 2)
+        for rank, part in enumerate(head.chunk(2, dim)):
+            modules[rank]["sequential.8.final_linear.weight"] = part.clone()
+        weights = savanna.read(write_savanna(tmp_path / str(dim), modules, settings))
+        assert torch.equal(weights.tensors["head.weight"].load(), head)
+    (tmp_path / "out").mkdir()
+    savanna.write(weights, tmp_path / "out")
+    written = yaml.safe_load((tmp_path / "out" / "global_step0" / "configs" / "model.yml").read_text())
+    # Savanna asserts so when it builds the head; its default is "row".
+    assert written["output_layer_parallelism"] == "column"
+
+
+def test_the_stored_frequencies_are_taken_before_the_configuration(
+    tmp_path: Path, savanna_module: dict[str, Tensor], savanna_settings: dict[str, Any]
+) -> None:
+    # Savanna's buffers are loaded with the weights, whatever base it is configured for.
+    name, settings = "sequential.5.mixer.rotary_emb.inv_freq", {**savanna_settings, "rotary_emb_base": 5000}
+    weights = savanna.read(write_savanna(tmp_path / "a", [savanna_module], settings))
+    assert isinstance(weights.config, IsotropicConfig)
+    assert weights.config.stack.attention.rotary.base == 10_000
+    assert (
+        "the rotary base is 10000, that of the stored frequencies, and not 5000 of the configuration" in weights.notes
+    )
+    # Of rounded frequencies, two digits of the base are left.
+    rounded = {**savanna_module, name: savanna_module[name].bfloat16()}
+    weights = savanna.read(write_savanna(tmp_path / "b", [rounded], None), ASKED_FOR)
+    assert isinstance(weights.config, IsotropicConfig)
+    assert weights.config.stack.attention.rotary.base == 10_000
+    several = {**savanna_module, "sequential.9.mixer.rotary_emb.inv_freq": torch.ones(8)}
+    with pytest.raises(ConversionError, match=r"sequential.5.*, sequential.9.mixer.rotary_emb.inv_freq are not the sa"):
+        savanna.read(write_savanna(tmp_path / "c", [several], settings))
+
+
+def test_short_filters_without_a_middle_axis(
+    savanna_folder: Path, savanna_module: dict[str, Tensor], savanna_settings: dict[str, Any]
+) -> None:
+    # So Savanna's fast kernel for them (fast_conv_mixer) has them.
+    name, ours = "sequential.2.mixer.mixer.short_conv.short_conv_weight", "stack.blocks.0.mixer.operator.taps"
+    before = savanna.read(savanna_folder).tensors[ours].load()
+    module = {**savanna_module, name: savanna_module[name][:, 0]}
+    assert torch.equal(
+        savanna.read(write_savanna(savanna_folder, [module], savanna_settings)).tensors[ours].load(), before
+    )
+
+
+@pytest.mark.parametrize("size", [(), (3,)])
+@pytest.mark.parametrize(
+    "ending", ["word_embeddings.weight", "mlp.w1.weight", "mlp.w3.weight", "filter.h", "filter.decay", "filter.gamma"]
+)
+def test_weights_of_other_dimensions_are_listed(
+    tmp_path: Path, size: Any, ending: str, savanna_module: dict[str, Tensor], savanna_settings: dict[str, Any]
+) -> None:
+    name = next(name for name in savanna_module if name.endswith(ending))
+    modules = ranks_of(savanna_module, 2)
+    for module in modules:
+        module[name] = torch.zeros(size)
+        module["elsewhere.mixer.surplus"] = torch.zeros(2, 2)
+    with pytest.raises(ConversionError) as error:
+        savanna.read(write_savanna(tmp_path, modules, savanna_settings, args=None))
+    assert f"{name} has shape" in str(error.value)
+    assert "elsewhere.mixer.surplus is no weight of this model" in str(error.value)

@@ -113,16 +113,18 @@ def test_the_stored_frequencies_are_taken_before_the_configuration(
     tmp_path: Path, vortex_state: dict[str, Tensor], vortex_settings: dict[str, Any]
 ) -> None:
     # evo2-7b-1m.yml says 10000 where the weights were trained with 1e11.
-    frequencies = 1e11 ** -(torch.arange(0, 16, 2) / 16)
+    exponents = torch.arange(0, 16, 2) / 16
     name = "blocks.3.inner_mha_cls.rotary_emb.inv_freq"
     (tmp_path / "tiny.yml").write_text(yaml.safe_dump(vortex_settings))
-    for dtype, base in ((torch.float32, 1e11), (torch.bfloat16, 1e4)):
-        torch.save({**vortex_state, name: frequencies.to(dtype)}, tmp_path / "tiny.pt")
-        config = read(tmp_path).config
-        assert isinstance(config, IsotropicConfig)
-        assert config.stack.attention.rotary.base == base
-        note = "the rotary base is 1e+11, that of the stored frequencies, and not 10000 of the configuration"
-        assert (note in read(tmp_path).notes) == (base == 1e11)
+    note = "the rotary base is 1e+11, that of the stored frequencies, and not 10000 of the configuration"
+    # Vortex makes its buffers fp32 before it loads, so that rounded frequencies are taken too.
+    for dtype in (torch.float32, torch.bfloat16):
+        for base in (1e11, 1e4):
+            torch.save({**vortex_state, name: (base**-exponents).to(dtype)}, tmp_path / "tiny.pt")
+            weights = read(tmp_path)
+            assert isinstance(weights.config, IsotropicConfig)
+            assert weights.config.stack.attention.rotary.base == base
+            assert (note in weights.notes) == (base == 1e11)
     scaled = read(tmp_path, ["use_interpolated_rotary_pos_emb=true", "rotary_emb_scaling_factor=128"]).config
     assert isinstance(scaled, IsotropicConfig)
     assert scaled.stack.attention.rotary.position_scale == 128
@@ -193,3 +195,52 @@ def test_what_vortex_has_no_place_for(tmp_path: Path) -> None:
             write_stack(blocks=blocks, mlp={"activation": activation})
     with pytest.raises(ConversionError, match="Vortex has no place for blocks of kind hyena_implicit"):
         write_stack(blocks=["hyena_implicit"])
+
+
+def test_what_the_configuration_leaves_out_is_what_vortex_takes(
+    tmp_path: Path, vortex_state: dict[str, Tensor], vortex_settings: dict[str, Any]
+) -> None:
+    def settings_without(*keys: str, **changes: Any) -> None:
+        kept = {key: value for key, value in vortex_settings.items() if key not in keys}
+        (tmp_path / "tiny.yml").write_text(yaml.safe_dump({**kept, **changes}))
+
+    torch.save(vortex_state, tmp_path / "tiny.pt")
+    # A key that isn't there is None to Vortex, whose default is written where it has one.
+    settings_without("tie_embeddings")
+    config = read(tmp_path).config
+    assert isinstance(config, IsotropicConfig)
+    assert config.head == "untied"
+    settings_without("hyena_out_proj_bias")
+    with pytest.raises(ConversionError, match=r"out_filter_dense.bias is no weight of this model"):
+        read(tmp_path)
+    settings_without(column_split=False)
+    with pytest.raises(ConversionError, match="column_split is False; only True is converted"):
+        read(tmp_path)
+    settings_without(long_fir_threshold=64)
+    with pytest.raises(ConversionError, match="long_fir_threshold is 64; only None is converted"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "64", "inner_mlp_size": 0}, r"whole numbers above 0: hidden_size: '64', inner_mlp_size: 0"),
+        ({"num_layers": None}, "num_layers are empty: give numbers"),
+        ({"attn_layer_idxs": 3}, "attn_layer_idxs is 3; it must be a list"),
+        ({"attn_layer_idxs": ["3"]}, r"attn_layer_idxs is \['3'\]; it must be a list"),
+    ],
+)
+def test_values_of_another_type_are_named(
+    vortex_folder: Path, vortex_settings: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    (vortex_folder / "tiny.yml").write_text(yaml.safe_dump({**vortex_settings, **changes}))
+    with pytest.raises(ConversionError, match=message):
+        read(vortex_folder)
+
+
+def test_several_configurations_are_not_mixed(vortex_folder: Path) -> None:
+    (vortex_folder / "tiny.yml").rename(vortex_folder / "evo2-7b-1m.yml")
+    assert read(vortex_folder).window_bases == 2048
+    (vortex_folder / "evo2-7b-8k.yml").write_text("max_seqlen: 8192")
+    with pytest.raises(ConversionError, match=r"several YAML files \(evo2-7b-1m.yml, evo2-7b-8k.yml\)"):
+        read(vortex_folder)
