@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import json
@@ -33,6 +34,7 @@ from hyena_blt_savanna.evaluation.sealed_folder import (
     written_whole,
 )
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.nucleotides import SCORED
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,9 @@ def convert(asked: Conversion) -> dict[str, Any]:
         ConversionError: it can't be converted, or the target's logits are others; nothing of the target is left.
         PretrainedError: a native checkpoint can't be read or written.
     """
+    if asked.target.is_symlink():
+        # Written beside what the link points to, which may be on another disk, and not in the link's place.
+        asked = dataclasses.replace(asked, target=asked.target.resolve())
     source_format = detect_format(asked.source) if asked.source_format == AUTO else asked.source_format
     _check_asked(asked, source_format)
     if (source_format, asked.target_format) == ("deepspeed", "deepspeed"):
@@ -225,7 +230,32 @@ def _check(asked: Conversion, weights: ModelWeights, partial: Path) -> dict[str,
     read_back: ModelWeights = target_format.function("read")(partial)
     if asked.into is not None:
         read_back = into_hybrid.with_global_model_of(weights, read_back)
-    return compare(source, logits_of(read_back))
+    target = logits_of(read_back)
+    try:
+        return compare(source, target)
+    except ConversionError as error:
+        _explain_by_norms(asked, weights, read_back, source, target, error)
+        raise
+
+
+def _explain_by_norms(
+    asked: Conversion, weights: ModelWeights, read_back: ModelWeights, source: Tensor, target: Tensor, error: Exception
+) -> None:
+    """Says so if logits differ only because the target has epsilon in another place of the norms."""
+    config, config_there = weights.config, read_back.config
+    if not (isinstance(config, IsotropicConfig) and isinstance(config_there, IsotropicConfig)):
+        return
+    if config.stack.norm == config_there.stack.norm:
+        return
+    stack = config.stack.model_copy(update={"norm": config_there.stack.norm})
+    like_target = dataclasses.replace(weights, config=config.model_copy(update={"stack": stack}))
+    compare(logits_of(like_target), target)
+    change, largest = float((source - target).abs().max()), float(source.abs().max())
+    raise ConversionError(
+        f"{asked.target_format} adds epsilon outside the root of its norms, and this model adds it inside "
+        f"(norm.epsilon_inside_root): this alone changes its logits by up to {change:.3g}, where the largest is "
+        f"{largest:.3g}, and nothing was written; all else agrees, and --no-check writes it all the same"
+    ) from error
 
 
 def _exported_logits(model: Any, like: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hyena_blt_savanna.conversion import agreement, convert, into_hybrid, torch_files
+from hyena_blt_savanna.conversion import agreement, convert, into_hybrid, torch_files, vortex
 from hyena_blt_savanna.conversion.agreement import compare, fixed_bases, logits_of
 from hyena_blt_savanna.conversion.convert import Conversion, detect_format
+from hyena_blt_savanna.conversion.native import read as read_native_weights
 from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights
 from hyena_blt_savanna.conversion.window import with_window
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native, save_pretrained
@@ -354,6 +355,52 @@ def test_nothing_is_left_of_a_target_that_fails(tmp_path: Path, native: Path, mo
         with pytest.raises(ConversionError, match=r"could not be written: .*No space left .*; nothing of it is left"):
             run(native, tmp_path / "out", to)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_target_that_is_a_link_is_written_where_it_points_to(tmp_path: Path, native: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "empty").mkdir()
+    for name, place in (("dangling", "none yet"), ("linked", "empty")):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "elsewhere" / place)
+        run(native, link, "vortex")
+        assert link.is_symlink()
+        verify(tmp_path / "elsewhere" / place)
+    assert sorted(file.name for file in (tmp_path / "elsewhere").iterdir()) == ["empty", "none yet"]
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_norms_that_change_the_logits_too_much_are_named(tmp_path: Path) -> None:
+    stack = {"width": 16, "blocks": ["hyena_se"], "norm": {"epsilon": 1e-2, "epsilon_inside_root": True}}
+    config = IsotropicConfig.parse({"stack": stack})
+    torch.manual_seed(0)
+    tensors = {name: lazy(tensor) for name, tensor in config.build().state_dict().items()}
+    save_pretrained(tmp_path / "native", tensors, config, None, 512)
+    with pytest.raises(
+        ConversionError, match=r"vortex adds epsilon outside the root .*: this alone changes its logits"
+    ):
+        run(tmp_path / "native", tmp_path / "vortex", "vortex")
+    assert not (tmp_path / "vortex").exists()
+    run(tmp_path / "native", tmp_path / "vortex", "vortex", check=False)
+
+
+def test_weights_that_are_wrong_are_not_put_down_to_norms(
+    tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = read_native_weights(native)
+    assert isinstance(weights.config, IsotropicConfig)
+    norm = weights.config.stack.norm.model_copy(update={"epsilon_inside_root": True})
+    config = weights.config.model_copy(update={"stack": weights.config.stack.model_copy(update={"norm": norm})})
+    save_pretrained(tmp_path / "inside", weights.tensors, config, None, 256)
+    to_vortex = vortex.to_vortex
+
+    def wrong(weights: ModelWeights) -> dict[str, LazyTensor]:
+        state = to_vortex(weights)
+        return {**state, "norm.scale": state["norm.scale"].map(lambda scale: 1.5 * scale)}
+
+    monkeypatch.setattr(vortex, "to_vortex", wrong)
+    with pytest.raises(ConversionError, match="the conversion is wrong"):
+        run(tmp_path / "inside", tmp_path / "vortex", "vortex")
 
 
 def test_broken_native_checkpoints(tmp_path: Path, native: Path) -> None:
