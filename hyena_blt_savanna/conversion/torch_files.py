@@ -58,6 +58,10 @@ def read_torch(path: Path) -> Any:
     """
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConversionError(f"{path} can't be opened: {error.strerror}") from error
     if not zipfile.is_zipfile(path):
         raise ConversionError(
             f"{path} is no file of torch.save (of torch 1.6 or later), or it is cut off: copy it again, or save it anew"

@@ -5,6 +5,7 @@ import os
 import random
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +122,14 @@ def test_a_full_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="unexpected pos"):
         write_torch(tmp_path / "a.pt", {"a": lazy(torch.ones(2))})
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({}, tmp_path / "a.pt")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConversionError, match=r"a.pt can't be opened: Permission denied"):
+        read_torch(tmp_path / "a.pt")
