@@ -246,7 +246,7 @@ class WordReader(_CuttingReader):
 
 
 class PatchReader(_CuttingReader):
-    """Reads with a hybrid; holds the global model's output for each finished patch.
+    """Reads with a hybrid; holds the global model's output for the last patches, which the decoder may still read.
 
     Args:
         model: a hybrid and its patcher.
@@ -261,6 +261,8 @@ class PatchReader(_CuttingReader):
         super().__init__(patcher_of(model))
         self.module, self.device = model.module, model.device
         self._reach_bases = model.module.local_reach_bases
+        # However short patches are: those with a base within reach, and the one before.
+        self._num_kept = self._reach_bases + 2
         for base in prompt:
             super().push(int(base))
         self._read_prompt()
@@ -276,17 +278,19 @@ class PatchReader(_CuttingReader):
         """[C], of the base after those read."""
         first = self._first_patch(1)
         lengths, states, _ = self._encode(first)
-        before = self._after[:, first - 1] if first else None
-        return self.module.decoder(states, self._after[:, first:], lengths, before)[0, -1]
+        num_dropped = len(self._lengths) - self._after.shape[1]
+        before = self._after[:, first - num_dropped - 1] if first else None
+        return self.module.decoder(states, self._after[:, first - num_dropped :], lengths, before)[0, -1]
 
     def _read_prompt(self) -> None:
         self._global_model = StackReader(self.module.global_model)
-        self._after = self._global_model.prefill(self._encode(0)[2])
+        # A copy, or all of it would be kept.
+        self._after = self._global_model.prefill(self._encode(0)[2])[:, -self._num_kept :].clone()
 
     def _finish_patch(self) -> None:
         """Encodes the patch that has just ended, and has the global model read it."""
         patch = self._encode(self._first_patch(self._lengths[-1]))[2][:, -1:]
-        self._after = torch.cat([self._after, self._global_model.step(patch)], 1)
+        self._after = torch.cat([self._after, self._global_model.step(patch)], 1)[:, -self._num_kept :]
 
     def _first_patch(self, num_last: int) -> int:
         """The patch to begin with, so that all is there that the local modules read for the last `num_last` bases."""

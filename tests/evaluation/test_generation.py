@@ -7,7 +7,8 @@ from hyena_blt_savanna.evaluation.generation import GenerationError, SingleBaseR
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.patching.patcher import SequenceError
+from hyena_blt_savanna.patching.patcher import Patcher, SequenceError
+from hyena_blt_savanna.patching.rules import StaticRule
 from hyena_blt_savanna.testing.toy_genomes import random_genome
 
 PROMPTS = {
@@ -103,6 +104,24 @@ def test_steps_draw_what_whole_passes_draw(monkeypatch: pytest.MonkeyPatch) -> N
         assert stepped.sequence == whole.sequence
         assert stepped.ended == whole.ended
         np.testing.assert_allclose(stepped.log_likelihoods, whole.log_likelihoods, rtol=1e-4, atol=2e-5)
+
+
+def test_what_is_held_does_not_grow_with_the_sequence(model_of) -> None:
+    """In the shortest patches, and with logits of one pass over the whole."""
+    model = model_of("budget")
+    model = HyenaBLTModel(model.module, model.config, Patcher(None, StaticRule(patch_bases=1, max_patch_bases=8)))
+    bases = random_genome(300, seed=9)
+    reader = generation.PatchReader(model, bases[:200])
+    sizes = set()
+    with torch.inference_mode():
+        for end in range(200, 300):
+            sizes.add(sum(x.untyped_storage().nbytes() for x in vars(reader).values() if isinstance(x, torch.Tensor)))
+            whole = torch.tensor([[0, *bases[:end]]])
+            wanted = model.module(whole, torch.ones(1, end + 1, dtype=torch.int32))[0, -1]
+            torch.testing.assert_close(reader.logits(), wanted, rtol=1e-4, atol=1e-5)
+            reader.push(int(bases[end]))
+    # That of a step holds one patch more, until the next step.
+    assert max(sizes) <= (model.module.local_reach_bases + 3) * model.config.global_model.width * 4
 
 
 def test_same_seed_same_sequence(model: HyenaBLTModel) -> None:
