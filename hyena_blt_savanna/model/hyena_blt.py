@@ -177,8 +177,8 @@ class HyenaBLT(nn.Module):
             return self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
         if self.context.num_ranks > 1:
             assert not self.auxiliary_inputs, "auxiliary losses are computed on one context rank"
-            after_BPM, before_BM = self._of_slice(patches_BPM, left_patches)
-            return self.decoder(x_BLD, after_BPM, patch_lengths, before_BM)
+            # The first patch of a slice reads the start vector, and nothing that is scored here reads so far back.
+            return self.decoder(x_BLD, self._of_slice(patches_BPM, left_patches), patch_lengths)
         after_BPM = self.global_model(patches_BPM)
         if not (self.training and self.auxiliary_inputs):
             return self.decoder(x_BLD, after_BPM, patch_lengths)
@@ -190,15 +190,12 @@ class HyenaBLT(nn.Module):
         targets = (bases, self.class_of_byte, loss_weights, entropies)
         return Prediction(logits, self.auxiliary(layout, after_BPM, states_BLD, reconstructed, *targets))
 
-    def _of_slice(self, patches_BPM: Tensor, left_patches: int) -> tuple[Tensor, Tensor | None]:
-        """What the global model makes of a slice's patches and those left of it, and of the one before these."""
-        own_BPM = self.global_model(patches_BPM[:, left_patches:])
-        # One more than is read of the slice on the left: its first patch reads the one before.
-        left_BPM = self.context.halo(own_BPM, self.num_left_patches + 1, sequence_dim=1)
+    def _of_slice(self, patches_BPM: Tensor, left_patches: int) -> Tensor:
+        """What the global model makes of a slice's patches, and the left neighbour's of those left of them."""
+        own_BPM: Tensor = self.global_model(patches_BPM[:, left_patches:])
+        left_BPM = self.context.halo(own_BPM, self.num_left_patches, sequence_dim=1)
         assert left_BPM is not None
-        after_BPM = torch.cat([left_BPM[:, left_BPM.shape[1] - left_patches :], own_BPM], 1)
-        starts_window = left_patches == self.context.rank * own_BPM.shape[1]
-        return after_BPM, None if starts_window else left_BPM[:, -1 - left_patches]
+        return torch.cat([left_BPM[:, left_BPM.shape[1] - left_patches :], own_BPM], 1)
 
     def reconstruct(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
         """Scores each base from the encoder's vector of its own patch and the bases before it: no global model.

@@ -85,9 +85,8 @@ class LocalDecoder(nn.Module):
         # The base to be predicted behind the last one given belongs to a patch as well.
         next_lengths = close_unfinished(patch_lengths, num_bases + 1)
         layout = lay_out(next_lengths, num_bases + 1, self.max_patch_bases)
-        start_BM = self.start.to(patches_BPM.dtype).expand(batch, -1)
-        # Where it isn't read its gradient is zero, and still there: ranks wait for each other's gradients.
-        before_BM = start_BM if before_BM is None else before_BM + 0 * start_BM
+        if before_BM is None:
+            before_BM = self.start.to(patches_BPM.dtype).expand(batch, -1)
         last_finished_BPM = torch.cat([before_BM[:, None], patches_BPM], 1)
         x_BLD = x_BLD + self.from_patches(last_finished_BPM, x_BLD, layout)[:, 1:]
         if self.place is not None:
