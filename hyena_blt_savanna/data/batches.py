@@ -231,6 +231,7 @@ class BatchLoader:
         start_step: the first step to give, where training resumes.
         num_prefetched: micro batches that may wait.
         progress_of: how much of the training, from 0 to 1, is behind a step of this stage; 1 if left out.
+        share_of: this rank's share of a micro batch that it has with others; all of it if left out.
 
     Raises:
         DataError: there are fewer windows than the ranks need, the stream is shorter than a window, or a step can't
@@ -249,6 +250,7 @@ class BatchLoader:
         start_step: int = 0,
         num_prefetched: int = 2,
         progress_of: Callable[[int], float] = lambda step: 1.0,
+        share_of: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         assert 0 <= rank < num_ranks
         num_windows = samples.num_windows(window_bases)
@@ -268,6 +270,7 @@ class BatchLoader:
         self.rank, self.num_ranks = rank, num_ranks
         self._step = start_step
         self._progress_of = progress_of
+        self._share_of = share_of
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=num_prefetched)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._prepare, name="batches", daemon=True)
@@ -321,7 +324,7 @@ class BatchLoader:
                 progress = self._progress_of(self._step)
                 for indices in self.global_indices(self._step):
                     windows = [self.samples.sample(self.stage, self.window_bases, index, progress) for index in indices]
-                    if not self._put(collate(windows, self.samples.repeat_weight)):
+                    if not self._put(self._share_of(collate(windows, self.samples.repeat_weight))):
                         return
                 self._step += 1
         except Exception as error:

@@ -93,6 +93,17 @@ class HyenaBLTConfig(Config):
                 raise ValueError(f"{name}.{error}") from None
         return self
 
+    @property
+    def local_reach_bases(self) -> int:
+        """How many bases before base t the local modules read when they score base t + 1."""
+        of_blocks = sum(local.reach_bases(self.local_width) for local in (self.encoder, self.decoder))
+        return max(self.kmers.sizes, default=1) - 1 + of_blocks
+
+    @property
+    def num_left_patches(self) -> int:
+        """Patches of the slices on the left that a slice needs: enough however short they are."""
+        return self.local_reach_bases + 1
+
     def build(self, context: ContextParallel = SINGLE_RANK) -> HyenaBLT:
         """The model with fresh weights, drawn from torch's default generator.
 
@@ -135,14 +146,7 @@ class HyenaBLT(nn.Module):
     @property
     def local_reach_bases(self) -> int:
         """How many bases before base t the local modules read when they score base t + 1."""
-        blocks = (self.config.encoder, self.config.decoder)
-        of_blocks = sum(local.reach_bases(self.config.local_width) for local in blocks)
-        return max(self.config.kmers.sizes, default=1) - 1 + of_blocks
-
-    @property
-    def num_left_patches(self) -> int:
-        """Patches of the slices on the left that a slice needs: enough however short they are."""
-        return self.local_reach_bases + 1
+        return self.config.local_reach_bases
 
     def forward(
         self,
@@ -193,7 +197,7 @@ class HyenaBLT(nn.Module):
     def _of_slice(self, patches_BPM: Tensor, left_patches: int) -> Tensor:
         """What the global model makes of a slice's patches, and the left neighbour's of those left of them."""
         own_BPM: Tensor = self.global_model(patches_BPM[:, left_patches:])
-        left_BPM = self.context.halo(own_BPM, self.num_left_patches, sequence_dim=1)
+        left_BPM = self.context.halo(own_BPM, self.config.num_left_patches, sequence_dim=1)
         assert left_BPM is not None
         return torch.cat([left_BPM[:, left_BPM.shape[1] - left_patches :], own_BPM], 1)
 

@@ -38,6 +38,11 @@ class IsotropicConfig(Config):
     """The embedding has rows for the vocabulary of 512 rounded up to a multiple of this; so has a head over bytes."""
 
     @property
+    def num_left_patches(self) -> int:
+        """Bases of the slice on the left that a slice needs: the one whose state scores the first base here."""
+        return 1
+
+    @property
     def num_rows(self) -> int:
         """Rows of the embedding."""
         return -(-VOCABULARY_SIZE // self.round_vocabulary_to) * self.round_vocabulary_to
@@ -111,9 +116,6 @@ class Isotropic(nn.Module):
         if left is None:
             return self.kmers(bases)
         return self.kmers(torch.cat([left, bases], dim=1))[:, num_left:]
-
-    num_left_patches = 1
-    """Bases of the slice on the left that a slice needs: the one whose state scores the first base here."""
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model.attention import AttentionConfig
 from hyena_blt_savanna.model.blocks import MIXERS, Block
 from hyena_blt_savanna.model.flops import add_parts
@@ -55,6 +55,22 @@ class StackConfig(Config):
         if "attention" in self.blocks and (self.width % self.num_heads or self.width // self.num_heads % 2):
             raise ValueError(f"num_heads = {self.num_heads} does not cut width = {self.width} into heads of even width")
         return self
+
+    def check_context(self, num_ranks: int) -> None:
+        """Refuses blocks whose channels, filters or heads can't be shared out among context ranks.
+
+        Raises:
+            ConfigError: they can't; it names the key and what would fit.
+        """
+        shared = {"hyena_li": ("hyena.li_groups", self.hyena.li_groups or self.width)}
+        shared |= {"hyena_implicit": ("width", self.width), "attention": ("num_heads", self.num_heads)}
+        for name, (key, count) in shared.items():
+            if name in self.blocks and count % num_ranks:
+                fitting = [str(ranks) for ranks in range(1, count + 1) if count % ranks == 0]
+                raise ConfigError(
+                    f"parallel.context = {num_ranks} does not divide {key} = {count} of the {name} blocks: choose from "
+                    f"{', '.join(fitting)}, or change {key}"
+                )
 
     def reach(self, block: str) -> int | None:
         """Positions before a position that a block of that name reads there; None: all of them."""

@@ -120,7 +120,7 @@ def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelO
     model.load_state_dict(case.state)
     batch = case.batch
     if context.num_ranks > 1:
-        batch = slice_batch(batch, context.rank, context.num_ranks, model.num_left_patches)
+        batch = slice_batch(batch, context.rank, context.num_ranks, config.num_left_patches)
     logits = model(
         batch.bases, batch.patch_lengths, left_patches=batch.left_patches, first_positions=batch.first_positions
     )

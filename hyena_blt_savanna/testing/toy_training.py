@@ -46,6 +46,8 @@ class ToyBatch:
     loss_weights: Tensor
     num_cut_patches: int = 0
     entropies: Tensor | None = None
+    left_patches: int = 0
+    first_positions: Tensor | None = None
 
 
 def toy_windows(num_windows: int, num_bases: int = 48, seed: int = 0) -> ToyBatch:

@@ -49,6 +49,14 @@ class TrainingBatch(Protocol):
     def entropies(self) -> Tensor | None:
         """float32 [B, L], nats: targets of a model that asks for them."""
 
+    @property
+    def left_patches(self) -> int:
+        """Patches at the start of each row that belong to the slice on the left."""
+
+    @property
+    def first_positions(self) -> Tensor | None:
+        """int64 [B], bases of its window that precede each row."""
+
 
 class DivergedError(RuntimeError):
     """The gradients are no longer finite; the weights have not been touched by them."""
@@ -171,9 +179,12 @@ class TrainingEngine:
         return engine.dp_world_size / engine.sequence_parallel_size if self.ranks.num_ranks > 1 else 1.0
 
     def set_batch(self, batch_windows: int, micro_batch_windows: int) -> None:
-        """Tells DeepSpeed the batch of a stage, which its monitors count samples by."""
+        """Tells DeepSpeed the batch of a stage, which its monitors count samples by.
+
+        It knows nothing of context ranks, and counts their slices as samples.
+        """
         self.deepspeed.set_train_micro_batch_size(micro_batch_windows)
-        self.deepspeed.set_train_batch_size(batch_windows)
+        self.deepspeed.set_train_batch_size(batch_windows * self.ranks.num_context)
 
     def to_device(self, batch: TrainingBatch) -> TrainingBatch:
         """A copy of a batch's tensors where the model computes."""
@@ -184,12 +195,16 @@ class TrainingEngine:
             batch.loss_weights.to(device, non_blocking=True),
             batch.num_cut_patches,
             None if batch.entropies is None else batch.entropies.to(device, non_blocking=True),
+            batch.left_patches,
+            None if batch.first_positions is None else batch.first_positions.to(device, non_blocking=True),
         )
 
     def forward(self, batch: TrainingBatch) -> Tensor | Prediction:
         """Logits [B, L, C] of a batch that is on the device; in training, with the model's own losses if it has any."""
         # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
         asked: dict[str, Any] = {} if self.objective == "next_base" else {"objective": self.objective}
+        if self.ranks.num_context > 1:
+            asked |= {"left_patches": batch.left_patches, "first_positions": batch.first_positions}
         if self.module.training:
             asked |= {name: getattr(batch, name) for name in getattr(self.module, "auxiliary_inputs", ())}
         return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
@@ -209,7 +224,7 @@ class TrainingEngine:
         nats, auxiliary, patches = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         totals = Totals(weight=weight)
         for index, batch in enumerate(micro_batches):
-            totals.bases += int(batch.patch_lengths.sum()) - len(batch.patch_lengths)
+            totals.bases += int(_own_lengths(batch).sum()) - _num_front(batch)
             totals.cut_patches += batch.num_cut_patches
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -288,11 +303,23 @@ class _DeviceBatch:
     loss_weights: Tensor
     num_cut_patches: int
     entropies: Tensor | None
+    left_patches: int
+    first_positions: Tensor | None
+
+
+def _own_lengths(batch: TrainingBatch) -> Tensor:
+    """Lengths of a batch's patches, without those of the slice on the left."""
+    return batch.patch_lengths[:, batch.left_patches :]
+
+
+def _num_front(batch: TrainingBatch) -> int:
+    """Bytes in front of windows, which are patches of their own, and no bases."""
+    return 0 if batch.left_patches else len(batch.patch_lengths)
 
 
 def _num_given(batch: TrainingBatch) -> Tensor:
     """Patches of a batch, without the bytes in front; where it is, so that nobody waits for the device."""
-    return (batch.patch_lengths > 0).sum() - len(batch.patch_lengths)
+    return (_own_lengths(batch) > 0).sum() - _num_front(batch)
 
 
 def _check_finite(norm: float) -> None:

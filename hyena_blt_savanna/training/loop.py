@@ -106,7 +106,7 @@ class TrainingLoop:
         while progress.step < self.plan.num_steps:
             place = place_of(progress.step, self.plan.stages)
             stage = self.plan.stages[place.stage]
-            num_ranks = self.engine.ranks.num_ranks
+            num_ranks = self.engine.ranks.mesh.num_data
             self.engine.set_batch(stage.batch_windows, stage.micro_batch(num_ranks))
             logger.info(
                 "stage %d: %d steps of %d windows of %s bases",

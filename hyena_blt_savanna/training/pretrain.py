@@ -9,12 +9,15 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
+from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.first_weights import check_patterns, freeze, load_first_weights
@@ -23,7 +26,7 @@ from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks, on_first_rank
-from hyena_blt_savanna.training.run_config import RunConfig
+from hyena_blt_savanna.training.run_config import ModelConfig, RunConfig
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
 
@@ -73,12 +76,14 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
         DataError: the data or their boundaries are missing, broken, too short, or don't belong together.
         PretrainedError: there is no whole checkpoint to start from.
         ScheduleError: the batch can't be shared among the ranks.
+        ConfigError: the ranks are no multiple of the context ranks.
         CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
             written.
         DivergedError: the gradients are no longer finite.
     """
+    ranks = replace(ranks, num_context=config.parallel.context)
     for stage in config.training.stages:
-        stage.micro_batch(ranks.num_ranks)
+        stage.micro_batch(ranks.mesh.num_data)
     folder = RunFolder(config.run)
     with ExitStack() as stack:
         lock = RunLock(folder.path)
@@ -133,7 +138,7 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
         ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
     torch.manual_seed(config.seed)
-    model = config.model_to_build().build()
+    model = _build_model(config.model_to_build(), ranks)
     if start_from is not None:
         load_first_weights(model, config.model, start_from)
     objective = config.training.objective
@@ -151,6 +156,13 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
         config.deepspeed_block(),
         objective=objective,
     )
+
+
+def _build_model(config: ModelConfig, ranks: Ranks) -> nn.Module:
+    if ranks.num_context == 1:
+        return config.build()
+    assert isinstance(config, HyenaBLTConfig | IsotropicConfig), "the run's configuration allows no other"
+    return config.build(ranks.mesh.build_context())
 
 
 def make_plan(config: RunConfig) -> Plan:

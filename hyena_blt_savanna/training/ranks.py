@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -20,11 +22,22 @@ class Ranks:
         rank: from 0.
         num_ranks: all of them.
         device: where this rank computes.
+        num_context: ranks that hold slices of the same windows.
     """
 
     rank: int
     num_ranks: int
     device: torch.device
+    num_context: int = 1
+
+    @property
+    def mesh(self) -> Mesh:
+        """This rank's place among data times context ranks.
+
+        Raises:
+            ConfigError: the ranks can't be shared out.
+        """
+        return Mesh.of(ParallelConfig(context=self.num_context), self.rank, self.num_ranks)
 
     @property
     def is_first(self) -> bool:

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
+from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
@@ -96,6 +97,8 @@ class RunConfig(Config):
     """What is trained; `kind` chooses the architecture."""
     training: TrainingConfig
     """How."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How ranks share the work."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """DeepSpeed's own configuration, such as zero_optimization and monitors; passed through."""
 
@@ -155,6 +158,31 @@ class RunConfig(Config):
                 f"training.objective {objective} is for a model of patches (model.kind hyena_blt), and model.kind is "
                 f"{self.model.kind}: use training.objective=next_base"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parallel_fits(self) -> Self:
+        model, num_ranks = self.model, self.parallel.context
+        if num_ranks == 1:
+            return self
+        if not isinstance(model, HyenaBLTConfig | IsotropicConfig):
+            raise ValueError(
+                f"parallel.context {num_ranks}: windows are shared among ranks for model.kind hyena_blt and isotropic, "
+                f"and model.kind is {model.kind}: use parallel.context=1"
+            )
+        if self.training.objective != "next_base" or (isinstance(model, HyenaBLTConfig) and model.auxiliary.inputs):
+            raise ValueError(
+                f"parallel.context {num_ranks}: the autoencoder and auxiliary losses need whole windows: use "
+                "parallel.context=1, or leave them out"
+            )
+        if isinstance(model, IsotropicConfig) and self.data.annotation is not None:
+            raise ValueError(
+                f"parallel.context {num_ranks}: slices of single bases are of one length: set data.annotation=null"
+            )
+        try:
+            (model.global_model if isinstance(model, HyenaBLTConfig) else model.stack).check_context(num_ranks)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def model_to_build(self) -> ModelConfig:

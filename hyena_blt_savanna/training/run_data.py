@@ -16,7 +16,10 @@ from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest, read_manifest
+from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places, save_pretrained
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
@@ -105,11 +108,12 @@ class RunData:
             stage,
             settings.window_bases,
             settings.batch_windows,
-            self._ranks.rank,
-            self._ranks.num_ranks,
-            settings.micro_batch(self._ranks.num_ranks),
+            self._ranks.mesh.data,
+            self._ranks.mesh.num_data,
+            settings.micro_batch(self._ranks.mesh.num_data),
             start_step,
             progress_of=lambda step: (steps_before + step) / num_steps,
+            share_of=self._slice_of,
         ) as loader:
             yield iter(loader)
 
@@ -133,9 +137,9 @@ class RunData:
         else:
             wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
             indices = spread(len(windows), wanted)
-        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.num_ranks)
+        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.mesh.num_data)
         return lambda: validate(
-            engine, indices, micro_batch, lambda chosen: collate([windows[index] for index in chosen])
+            engine, indices, micro_batch, lambda chosen: self._slice_of(collate([windows[index] for index in chosen]))
         )
 
     def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
@@ -145,6 +149,15 @@ class RunData:
         return lambda folder, weights: save_pretrained(
             folder, weights, self._config.model, self._patcher, longest, trained_on
         )
+
+    def _slice_of(self, batch: Batch) -> Batch:
+        """This rank's slice of windows that it has with the other context ranks."""
+        mesh = self._ranks.mesh
+        if mesh.num_context == 1:
+            return batch
+        model = self._config.model
+        assert isinstance(model, HyenaBLTConfig | IsotropicConfig)
+        return slice_batch(batch, mesh.context, mesh.num_context, model.num_left_patches)
 
     def describe(self) -> dict[str, Any]:
         """The digest of the training data, and the fold of them that is left out."""

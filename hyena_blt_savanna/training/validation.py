@@ -74,11 +74,12 @@ def validate(
         batch_of: lays windows side by side.
     """
     totals = Totals()
+    mesh = engine.ranks.mesh
     was_training = engine.module.training
     engine.module.eval()
     try:
         with torch.no_grad():
-            for chosen, counts in shares(indices, engine.ranks.rank, engine.ranks.num_ranks, micro_batch_windows):
+            for chosen, counts in shares(indices, mesh.data, mesh.num_data, micro_batch_windows):
                 totals += _score(engine, batch_of(chosen), torch.tensor(counts))
     finally:
         engine.module.train(was_training)
@@ -90,7 +91,9 @@ def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -
     weights = batch.loss_weights * counts[:, None].to(batch.loss_weights)
     logits = as_prediction(engine.forward(batch)).logits
     nats = base_nats(logits, batch.bases, engine.class_of_byte)
-    lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device)]
+    lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device), batch.left_patches :]
+    # The byte in front of a window is a patch of its own, and no base of it.
+    num_front = 0 if batch.left_patches else len(lengths)
     num_exact, num_judged = 0.0, 0.0
     if engine.objective == "autoencoder":
         classes = engine.class_of_byte[batch.bases]
@@ -100,8 +103,8 @@ def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -
     return Totals(
         nats=float((nats.double() * weights[:, 1:]).sum()),
         weight=float(scored_weight(weights)),
-        bases=float(lengths.sum()) - len(lengths),
-        patches=float((lengths > 0).sum()) - len(lengths),
+        bases=float(lengths.sum()) - num_front,
+        patches=float((lengths > 0).sum()) - num_front,
         exact_patches=num_exact,
         judged_patches=num_judged,
     )

@@ -1,0 +1,119 @@
+"""Runs on meshes of data times context ranks equal a run on one rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.testing.ranks import run_ranks
+from hyena_blt_savanna.training.pretrain import main
+from hyena_blt_savanna.training.run_config import RunConfig
+
+STACK = {"width": 16, "num_heads": 4, "blocks": ["hyena_se", "hyena_li", "attention"]}
+HYBRID = {
+    "kind": "hyena_blt",
+    "local_width": 16,
+    "max_patch_bases": 8,
+    "kmers": {"sizes": [2, 3]},
+    "encoder": {"blocks": ["hyena_se"]},
+    "decoder": {"blocks": ["gated_convolution"], "hidden_width": 16},
+    "global_model": STACK,
+}
+ISOTROPIC = {"kind": "isotropic", "stack": STACK, "kmers": {"sizes": [2, 4]}}
+
+
+@pytest.fixture
+def write_config(toy_config: Path, tmp_path: Path):
+    """Writes a run of five steps of four windows, with other keys of the top level; gives its path."""
+
+    def write(**changes: Any) -> Path:
+        tree = yaml.safe_load(toy_config.read_text())
+        tree["training"] |= {
+            "stages": [{"steps": 5, "window_bases": 256, "batch_windows": 4, "micro_batch_windows": 1}],
+            "validation": {"every_steps": 5, "num_bases": 1000},
+            "checkpoints": {"every_steps": 3},
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**tree, "run": str(tmp_path / "run"), **changes}))
+        return path
+
+    return write
+
+
+def figures(run: Path, kinds: tuple[str, ...] = ("training", "validation")) -> list[list[float]]:
+    """Losses, norms of gradients, bases and patches of a run's lines."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "loss", "grad_norm", "mean_patch_bases", "num_bases")
+    return [[line[key] for key in keys if key in line] for line in lines if line["kind"] in kinds]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "annotation", "meshes"),
+    [
+        (HYBRID, "patches", [(2, 2, 0), (4, 2, 1), (4, 4, 3)]),
+        (ISOTROPIC, None, [(2, 2, 2), (4, 2, 3)]),
+    ],
+    ids=["hybrid", "isotropic"],
+)
+def test_a_mesh_trains_as_one_rank_does(write_config, toy_data, tmp_path, model, annotation, meshes):
+    path = write_config(model=model, data={"folder": str(toy_data), "repeat_weight": 0.5, "annotation": annotation})
+    assert main([str(path), f"run={tmp_path / 'alone'}"]) == 0
+    alone = figures(tmp_path / "alone")
+    assert len(alone) == 6
+    for num_ranks, num_context, stage in meshes:
+        run = tmp_path / f"{num_ranks}-{num_context}-{stage}"
+        mesh = [f"parallel.context={num_context}", f"deepspeed.zero_optimization.stage={stage}"]
+        assert set(run_ranks(main, num_ranks, [str(path), f"run={run}", *mesh])) == {0}
+        for found, wanted in zip(figures(run), alone, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5), run.name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(write_config, tmp_path):
+    # The warm-up is the same for runs of any length.
+    path = write_config(model=HYBRID)
+    assert main([str(path), f"run={tmp_path / 'alone'}"]) == 0
+    moved = [str(path), f"run={tmp_path / 'moved'}", "deepspeed.zero_optimization.stage=1", "parallel.context=2"]
+    short = "training.stages=[{steps: 3, window_bases: 256, batch_windows: 4, micro_batch_windows: 1}]"
+    assert set(run_ranks(main, 2, [*moved, short])) == {0}
+    assert set(run_ranks(main, 4, moved)) == {0}
+    losses = [[line[1] for line in figures(tmp_path / name, ("training",))] for name in ("alone", "moved")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "says"),
+    [
+        ({**HYBRID, "kind": "hnet"}, [], None),
+        (
+            HYBRID,
+            ["parallel.context=3"],
+            r"parallel.context = 3 does not divide hyena.li_groups = 16 .* 1, 2, 4, 8, 16",
+        ),
+        (HYBRID, ["parallel.context=8"], r"parallel.context = 8 does not divide num_heads = 4 of the attention blocks"),
+        (HYBRID, ["training.objective=autoencoder"], "the autoencoder and auxiliary losses need whole windows"),
+        (HYBRID, ["model.auxiliary.patch_length=0.1"], "the autoencoder and auxiliary losses need whole windows"),
+        (ISOTROPIC, [], "slices of single bases are of one length: set data.annotation=null"),
+    ],
+)
+def test_what_a_mesh_cannot_train_is_refused(write_config, model, overrides, says):
+    if model["kind"] == "hnet":
+        parts = {name: {"width": 16, "blocks": ["hyena_se"]} for name in ("encoder", "decoder", "main_network")}
+        model, says = (
+            {"kind": "hnet", **parts},
+            "hyena_blt and isotropic, and model.kind is hnet: use parallel.context=1",
+        )
+    with pytest.raises(ConfigError, match=says):
+        RunConfig.load([write_config(model=model), "parallel.context=2", *overrides])
+
+
+def test_ranks_that_are_no_multiple_are_refused(write_config, capfd):
+    assert main([str(write_config(model=HYBRID)), "parallel.context=2"]) == 2
+    said = capfd.readouterr().err
+    assert "parallel.context = 2 does not divide the 1 ranks of this run; choose from 1, or start a multiple" in said
