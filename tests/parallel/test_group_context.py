@@ -142,3 +142,12 @@ def test_ranks_that_cannot_be_shared_out_are_refused() -> None:
 
 def test_one_context_rank_exchanges_nothing() -> None:
     assert Mesh.of(ParallelConfig(), 1, 2).build_context() is SINGLE_RANK
+
+
+def test_single_rank_is_the_identity() -> None:
+    x = torch.randn(4, 2, 8)
+    assert SINGLE_RANK.gather_sequence(x, 0, 2) is x
+    assert SINGLE_RANK.scatter_sequence(x, 0, 2) is x
+    assert SINGLE_RANK.own_channels(x, 0) is x
+    assert SINGLE_RANK.halo(x, 3, 2) is None
+    assert (SINGLE_RANK.num_ranks, SINGLE_RANK.rank) == (1, 0)
