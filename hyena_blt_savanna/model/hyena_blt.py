@@ -165,7 +165,7 @@ class HyenaBLT(nn.Module):
             patch_lengths: integer [B, P]; zeros are padding, on the right. What they leave of the bases is an
                 unfinished patch.
             objective: next_base is the language model; autoencoder see `reconstruct`.
-            loss_weights: float32 [B, L]; read by auxiliary losses only, in training.
+            loss_weights: float32 [B, L]; read by auxiliary losses only, in training. They are 0 in left patches.
             entropies: float32 [B, L], nats; likewise.
             left_patches: on several context ranks: how many patches, at the start of each row, belong to the slice on
                 the left: `num_left_patches`, or all there are.
@@ -179,11 +179,7 @@ class HyenaBLT(nn.Module):
         x_BLD, patches_BPM = self.encoder(bases, layout, 0 if first_positions is None else first_positions)
         if objective == "autoencoder":
             return self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
-        if self.context.num_ranks > 1:
-            assert not self.auxiliary_inputs, "auxiliary losses are computed on one context rank"
-            # The first patch of a slice reads the start vector, and nothing that is scored here reads so far back.
-            return self.decoder(x_BLD, self._of_slice(patches_BPM, left_patches), patch_lengths)
-        after_BPM = self.global_model(patches_BPM)
+        after_BPM = self._through_global_model(patches_BPM, left_patches)
         if not (self.training and self.auxiliary_inputs):
             return self.decoder(x_BLD, after_BPM, patch_lengths)
         assert loss_weights is not None, "auxiliary losses are trained with loss_weights"
@@ -194,9 +190,12 @@ class HyenaBLT(nn.Module):
         targets = (bases, self.class_of_byte, loss_weights, entropies)
         return Prediction(logits, self.auxiliary(layout, after_BPM, states_BLD, reconstructed, *targets))
 
-    def _of_slice(self, patches_BPM: Tensor, left_patches: int) -> Tensor:
-        """What the global model makes of a slice's patches, and the left neighbour's of those left of them."""
+    def _through_global_model(self, patches_BPM: Tensor, left_patches: int) -> Tensor:
+        """What the global model makes of the patches; on several context ranks, the neighbour's of the left ones."""
         own_BPM: Tensor = self.global_model(patches_BPM[:, left_patches:])
+        if self.context.num_ranks == 1:
+            return own_BPM
+        # The first patch of a row reads the decoder's start vector, and nothing that is scored here reads so far back.
         left_BPM = self.context.halo(own_BPM, self.config.num_left_patches, sequence_dim=1)
         assert left_BPM is not None
         return torch.cat([left_BPM[:, left_BPM.shape[1] - left_patches :], own_BPM], 1)

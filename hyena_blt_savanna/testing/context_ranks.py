@@ -14,8 +14,9 @@ from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.model.base_nats import weighted_nats
 from hyena_blt_savanna.model.blocks import Block
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
@@ -89,11 +90,13 @@ class ModelCase:
         config: of the model, as plain values, `kind` included.
         state: its weights.
         batch: whole windows.
+        objective: what the model is asked for.
     """
 
     config: dict[str, Any]
     state: dict[str, Tensor]
     batch: Batch
+    objective: Objective = "next_base"
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class ModelOutcome:
 
     Attributes:
         logits: those that score the slice's own bases, row by row.
-        nats: this rank's summand of the loss.
+        nats: this rank's summand of the loss, the model's own losses included.
         num_bases: of the slices' own.
         gradients: of the weights, this rank's summand.
     """
@@ -121,10 +124,14 @@ def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelO
     batch = case.batch
     if context.num_ranks > 1:
         batch = slice_batch(batch, context.rank, context.num_ranks, config.num_left_patches)
-    logits = model(
-        batch.bases, batch.patch_lengths, left_patches=batch.left_patches, first_positions=batch.first_positions
-    )
-    nats = weighted_nats(logits, batch.bases, batch.loss_weights.double(), model.class_of_byte)
+    asked = {name: getattr(batch, name) for name in ("left_patches", "first_positions")}
+    asked |= {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
+    if case.objective != "next_base":
+        asked["objective"] = case.objective
+    logits, auxiliary_nats, _ = as_prediction(model(batch.bases, batch.patch_lengths, **asked))
+    nats = weighted_nats(logits, batch.bases, batch.loss_weights, model.class_of_byte)
+    if auxiliary_nats is not None:
+        nats = nats + auxiliary_nats
     nats.backward()
     num_left = batch.patch_lengths[:, : batch.left_patches].sum(1)
     num_here = batch.patch_lengths.sum(1)

@@ -170,11 +170,6 @@ class RunConfig(Config):
                 f"parallel.context {num_ranks}: windows are shared among ranks for model.kind hyena_blt and isotropic, "
                 f"and model.kind is {model.kind}: use parallel.context=1"
             )
-        if self.training.objective != "next_base" or (isinstance(model, HyenaBLTConfig) and model.auxiliary.inputs):
-            raise ValueError(
-                f"parallel.context {num_ranks}: the autoencoder and auxiliary losses need whole windows: use "
-                "parallel.context=1, or leave them out"
-            )
         if isinstance(model, IsotropicConfig) and self.data.annotation is not None:
             raise ValueError(
                 f"parallel.context {num_ranks}: slices of single bases are of one length: set data.annotation=null"

@@ -97,8 +97,6 @@ def test_a_run_goes_on_on_another_mesh(write_config, tmp_path):
             r"parallel.context = 3 does not divide hyena.li_groups = 16 .* 1, 2, 4, 8, 16",
         ),
         (HYBRID, ["parallel.context=8"], r"parallel.context = 8 does not divide num_heads = 4 of the attention blocks"),
-        (HYBRID, ["training.objective=autoencoder"], "the autoencoder and auxiliary losses need whole windows"),
-        (HYBRID, ["model.auxiliary.patch_length=0.1"], "the autoencoder and auxiliary losses need whole windows"),
         (ISOTROPIC, [], "slices of single bases are of one length: set data.annotation=null"),
     ],
 )
