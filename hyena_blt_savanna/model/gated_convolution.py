@@ -24,9 +24,8 @@ class GatedConvolution(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, num_taps: int) -> None:
         super().__init__()
-        self.num_taps = num_taps
         self.norm = nn.LayerNorm(width, bias=False)
-        self.widen = nn.Linear(num_taps * width, 2 * hidden_width, bias=False)
+        self.widen = CausalLinear(width, 2 * hidden_width, num_taps)
         self.narrow = nn.Linear(hidden_width, width, bias=False)
 
     def reset_parameters(self, num_layers: int) -> None:
@@ -36,8 +35,22 @@ class GatedConvolution(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; position t reads t - K + 1 to t."""
-        widened = causal_linear(self.norm(x_BLD), self.widen.weight, self.num_taps)
-        return x_BLD + self.narrow(nn.functional.glu(widened))
+        return x_BLD + self.narrow(nn.functional.glu(self.widen(self.norm(x_BLD))))
+
+
+class CausalLinear(nn.Linear):
+    """A dense causal convolution without a bias; its weight is [E, K * D], the oldest tap first.
+
+    A module of its own because ZeRO 3 gathers a weight around the forward of the module that owns it.
+    """
+
+    def __init__(self, width: int, out_width: int, num_taps: int) -> None:
+        super().__init__(num_taps * width, out_width, bias=False)
+        self.num_taps = num_taps
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, E]."""
+        return causal_linear(x_BLD, self.weight, self.num_taps)
 
 
 def causal_linear(x_BLD: Tensor, weight: Tensor, num_taps: int) -> Tensor:
