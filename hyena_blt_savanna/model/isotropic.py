@@ -94,28 +94,30 @@ class Isotropic(nn.Module):
         classes = class_of_byte() if config.head == "scored" else torch.arange(VOCABULARY_SIZE)
         self.register_buffer("class_of_byte", classes, persistent=False)
 
-    def states(self, bases: Tensor) -> Tensor:
+    def states(self, bases: Tensor, first_position: int | Tensor = 0) -> Tensor:
         """What the head reads at each base.
 
         Args:
             bases: int64 [B, L].
+            first_position: how many bases of the sequence precede those given, for all rows or int64 [B]; read by
+                dropout of k-mers only.
 
         Returns:
             [B, L, M].
         """
         x_BLM = self.embedding(bases)
         if self.kmers is not None:
-            x_BLM = x_BLM + self._kmer_vectors(bases)
+            x_BLM = x_BLM + self._kmer_vectors(bases, first_position)
         states: Tensor = self.stack(x_BLM)
         return states
 
-    def _kmer_vectors(self, bases: Tensor) -> Tensor:
+    def _kmer_vectors(self, bases: Tensor, first_position: int | Tensor) -> Tensor:
         assert self.kmers is not None
         num_left = max(self.kmers.sizes, default=1) - 1
         left = self.context.halo(bases, num_left, sequence_dim=1) if num_left else None
         if left is None:
-            return self.kmers(bases)
-        return self.kmers(torch.cat([left, bases], dim=1))[:, num_left:]
+            return self.kmers(bases, first_position)
+        return self.kmers(torch.cat([left, bases], dim=1), first_position - num_left)[:, num_left:]
 
     def forward(
         self,
@@ -131,12 +133,13 @@ class Isotropic(nn.Module):
             patch_lengths: not read; taken so that all architectures are called alike.
             left_patches: on several context ranks: how many bases, at the start of each row, belong to the slice on
                 the left: 1, or 0 on the first rank. Without them, slices are of one length.
-            first_positions: not read.
+            first_positions: int64 [B], bases of its window that precede each row; None: there are none.
 
         Returns:
             [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1.
         """
-        states_BLM = self.states(bases[:, left_patches:])
+        first_own = left_patches + (0 if first_positions is None else first_positions)
+        states_BLM = self.states(bases[:, left_patches:], first_own)
         if self.context.num_ranks > 1:
             left_BLM = self.context.halo(states_BLM, 1, sequence_dim=1)
             assert left_BLM is not None

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
+from hyena_blt_savanna.model.dropout import draw_seed, dropout_shares
 from hyena_blt_savanna.nucleotides import BASE_CODE, OTHER_CODE, VOCABULARY_SIZE
 
 LONGEST_KMER = 12
@@ -18,7 +19,7 @@ class KmerConfig(Config):
     Attributes:
         sizes: lengths k of the words; a table has 4^k + 1 rows.
         dropout: chance that a table's vector is left out at a base, in training only; those kept are scaled up, so
-            that the sum over the tables keeps its mean.
+            that the sum over the tables keeps its mean. Context ranks leave out what one rank leaves out.
     """
 
     sizes: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
@@ -80,15 +81,26 @@ class KmerTables(nn.Module):
             first_row += 4**k + 1
         return torch.stack(rows, -1)
 
-    def forward(self, bases: Tensor) -> Tensor:
-        """Args: bases int64 [B, L]. Returns: [B, L, D]; zeros without tables."""
+    def forward(self, bases: Tensor, first_position: int | Tensor = 0) -> Tensor:
+        """Looks up all words.
+
+        Args:
+            bases: int64 [B, L].
+            first_position: how many bases of the sequence precede those given, for all rows or int64 [B]; what is left
+                out at a base in training depends on it.
+
+        Returns:
+            [B, L, D]; zeros without tables.
+        """
         if not self.sizes:
             return self.weight.new_zeros(*bases.shape, self.weight.shape[1])
         indices = self.indices(bases).flatten(0, 1)
         kept = None
         if self.training and self.dropout:
-            shares = torch.ones(indices.shape, dtype=self.weight.dtype, device=bases.device)
-            kept = nn.functional.dropout(shares, self.dropout)
+            first = first_position[:, None] if isinstance(first_position, Tensor) else first_position
+            positions = (torch.arange(bases.shape[1], device=bases.device) + first).expand(bases.shape)
+            shares = dropout_shares(draw_seed(), self.dropout, positions, len(self.sizes))
+            kept = shares.flatten(0, 1).to(self.weight.dtype)
         pooled = nn.functional.embedding_bag(indices, self.weight, mode="sum", per_sample_weights=kept)
         return pooled.view(*bases.shape, -1)
 
@@ -107,10 +119,10 @@ class KmerEmbedding(nn.Module):
         nn.init.normal_(self.bases.weight, std=share)
         nn.init.normal_(self.kmers.weight, std=share)
 
-    def forward(self, bases: Tensor) -> Tensor:
-        """Args: bases int64 [B, L]. Returns: [B, L, D]."""
+    def forward(self, bases: Tensor, first_position: int | Tensor = 0) -> Tensor:
+        """Bases int64 [B, L] to [B, L, D]; see `KmerTables`."""
         x_BLD = self.bases(bases)
-        return x_BLD + self.kmers(bases) if self.kmers.sizes else x_BLD
+        return x_BLD + self.kmers(bases, first_position) if self.kmers.sizes else x_BLD
 
 
 def _shift(values: Tensor, back: int, fill: int) -> Tensor:

@@ -76,7 +76,7 @@ class LocalEncoder(nn.Module):
             bases: int64 [B, L].
             layout: of the finished patches.
             first_position: how many bases of the sequence precede those given, for all rows or int64 [B]; read where
-                periods are.
+                periods are, and by dropout.
 
         Returns:
             base states [B, L, D], each from its own and earlier bases; patches [B, P, M], zero where padded.
@@ -91,7 +91,7 @@ class LocalEncoder(nn.Module):
 
     def embed(self, bases: Tensor, layout: PatchLayout, first_position: int | Tensor = 0) -> Tensor:
         """What the blocks read of each base, [B, L, D]: the words that end there, and its position. See `forward`."""
-        x_BLD = self.embedding(bases)
+        x_BLD = self.embedding(bases, first_position)
         if self.place is not None:
             x_BLD = x_BLD + self.place(layout.place.clamp(max=layout.num_places - 1))
         if self.periods is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -128,6 +129,8 @@ def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelO
     asked |= {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
     if case.objective != "next_base":
         asked["objective"] = case.objective
+    # Ranks that share windows draw the same numbers.
+    torch.manual_seed(0)
     logits, auxiliary_nats, _ = as_prediction(model(batch.bases, batch.patch_lengths, **asked))
     nats = weighted_nats(logits, batch.bases, batch.loss_weights, model.class_of_byte)
     if auxiliary_nats is not None:

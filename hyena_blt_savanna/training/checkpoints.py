@@ -2,7 +2,7 @@
 
 checkpoints/step_00000100/
     deepspeed/             DeepSpeed's own files: weights and optimizer, by rank
-    random_states/         of each rank
+    random_states/         of each group of ranks that share windows: as many as there are data ranks
     native/                consolidated weights, as evaluation and other tools read them
     config.yaml            of the run
     state.json             step, stage, sums of the unfinished logging interval, ranks, versions
@@ -209,9 +209,11 @@ class Checkpoints:
 
     def _write(self, engine: TrainingEngine, progress: Progress, partial: Path) -> None:
         engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
-        states = partial / RANDOM_STATES
-        states.mkdir(exist_ok=True)
-        torch.save(_random_states(self.ranks.device), states / f"rank_{self.ranks.rank:05d}.pt")
+        mesh = self.ranks.mesh
+        if mesh.context == 0:
+            states = partial / RANDOM_STATES
+            states.mkdir(exist_ok=True)
+            torch.save(_random_states(self.ranks.device), states / f"rank_{mesh.data:05d}.pt")
         weights = engine.consolidated_weights() if self.save_native else {}
         if self.ranks.is_first:
             if self.save_native:
@@ -248,10 +250,12 @@ class Checkpoints:
                 _set_aside(self.path(step))
 
     def _restore_random_states(self, folder: Path, step: int) -> None:
-        path = folder / f"rank_{self.ranks.rank:05d}.pt"
+        # Ranks that share windows draw the same numbers, on whatever mesh the checkpoint was written.
+        data_rank = self.ranks.mesh.data
+        path = folder / f"rank_{data_rank:05d}.pt"
         if not path.exists():
             logger.warning("%s: a rank more than there were; its random states follow from rank and step", path)
-            _seed_all(int(np.random.SeedSequence([step, self.ranks.rank]).generate_state(1)[0]))
+            _seed_all(int(np.random.SeedSequence([step, data_rank]).generate_state(1)[0]))
             return
         states = torch.load(path, weights_only=True)
         torch.set_rng_state(states["torch"])

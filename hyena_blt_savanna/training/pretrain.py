@@ -144,8 +144,8 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
     objective = config.training.objective
     check_patterns(model, config.training.frozen)
     freeze(model, (*UNREAD_WEIGHTS[objective], *config.training.frozen))
-    # Ranks start from the same weights and draw different numbers from here on.
-    torch.manual_seed(config.seed + 1 + ranks.rank)
+    # Ranks start from the same weights and draw different numbers from here on, but for those that share windows.
+    torch.manual_seed(config.seed + 1 + ranks.mesh.data)
     training = config.training
     return TrainingEngine(
         model,

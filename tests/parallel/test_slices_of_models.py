@@ -57,6 +57,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "decoder": GATED,
         "auxiliary": {"patch_length": 0.7, "entropy": 0.3, "reconstruction": 0.5},
     },
+    "dropout": {"encoder": GATED, "decoder": GATED, "kmers": {"sizes": [1, 3], "dropout": 0.4}},
 }
 
 
@@ -97,7 +98,7 @@ def cases() -> dict[str, ModelCase]:
         for num_rows, num_patches in ((1, 45), (3, 22)):
             batch = windows(num_rows, num_patches, LONGEST, seed=index)
             found[f"{name}, {num_rows}"] = model_case({**HYBRID, **parts}, batch)
-    isotropic = {"kind": "isotropic", "stack": STACK, "kmers": {"sizes": [2, 5]}}
+    isotropic = {"kind": "isotropic", "stack": STACK, "kmers": {"sizes": [2, 5], "dropout": 0.3}}
     for num_rows in (1, 3):
         found[f"isotropic, {num_rows}"] = model_case(isotropic, windows(num_rows, 61, 1, seed=9))
         batch = windows(num_rows, 22, LONGEST, seed=10)

@@ -117,6 +117,19 @@ def test_random_states_of_a_rank_more_than_there_were_follow_from_rank_and_step(
     assert "rank_00001.pt: a rank more than there were" in caplog.text
 
 
+def test_ranks_that_share_windows_have_the_same_random_states(tmp_path):
+    torch.manual_seed(1)
+    path = make(tmp_path).save(FakeEngine(), Progress(step=1))
+    wanted = float(torch.rand(()))
+    drawn = []
+    for rank in range(4):
+        ranks = Ranks(rank, 4, torch.device("cpu"), num_context=2)
+        Checkpoints(tmp_path, CheckpointConfig(), {"model": {"kind": "toy"}}, ranks).load(FakeEngine(), path)
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1] == wanted
+    assert drawn[2] == drawn[3] != wanted
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
