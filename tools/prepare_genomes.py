@@ -1,6 +1,8 @@
-"""python tools/prepare_genomes.py configs/data/ecoli.yaml [key=value ...]
+"""python tools/prepare_genomes.py configs/data/ecoli.yaml [key=value ...] [--max-bad-records N]
 
-Turns FASTA files into indexed datasets for training, validation and test; prints their manifests as JSON.
+Turns FASTA files into indexed datasets for training, validation and test; prints their manifests as JSON. A
+configuration with a `source` makes a source of any size instead, from FASTA, FASTQ, rows of JSON and archives of them
+(configs/data/opengenome2); many processes share the work: mpirun -n 64, or srun, before the same command.
 """
 
 from __future__ import annotations
@@ -9,21 +11,37 @@ import json
 import logging
 import sys
 
+from hyena_blt_savanna.config import merge
+from hyena_blt_savanna.data.corpus.mpi import find_workers
+from hyena_blt_savanna.data.corpus.pipeline import prepare_source
+from hyena_blt_savanna.data.corpus.plan import SourceConfig
+from hyena_blt_savanna.data.corpus.work_sharing import Alone, Workers
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 
 
 def main(arguments: list[str]) -> int:
     """Loads the configuration and prepares the data."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
+    if "--max-bad-records" in arguments[:-1]:
+        option = arguments.index("--max-bad-records")
+        arguments[option : option + 2] = [f"max_bad_records={arguments[option + 1]}"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    workers: Workers = Alone()
     try:
-        manifests = prepare_dataset(DataConfig.load(arguments))
+        workers = find_workers()
+        if "source" in merge(arguments):
+            summary = prepare_source(SourceConfig.load(arguments), workers).summary()
+        else:
+            summary = {name: found.to_dict() for name, found in prepare_dataset(DataConfig.load(arguments)).items()}
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        # All ranks end with the same message.
+        if workers.rank == 0:
+            print(error, file=sys.stderr)
         return 1
-    print(json.dumps({name: manifest.to_dict() for name, manifest in manifests.items()}, indent=2))
+    if workers.rank == 0:
+        print(json.dumps(summary, indent=2))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from hyena_blt_savanna.data.manifest import (
     Composition,
     DatasetManifest,
     InputFile,
+    ShardDescription,
     SplitDescription,
     current_versions,
     manifest_path,
@@ -42,11 +44,17 @@ class DatasetWriter:
         self.prefix = prefix
         self._writer = IndexedWriter(prefix)
         self._counts = np.zeros(256, dtype=np.int64)
+        self._longest = 0
 
     @property
     def num_documents(self) -> int:
         """Documents added so far."""
         return self._writer.num_documents
+
+    @property
+    def longest_document_bytes(self) -> int:
+        """Length of the longest document so far."""
+        return self._longest
 
     @property
     def num_bytes(self) -> int:
@@ -64,7 +72,51 @@ class DatasetWriter:
             DataError: more bytes than a document can have.
         """
         _count(sequence, self._counts)
-        self._writer.add(np.concatenate([np.frombuffer(tag, dtype=np.uint8), sequence, _END]))
+        self._end([np.concatenate([np.frombuffer(tag, dtype=np.uint8), sequence, _END])])
+
+    def add_in_pieces(self, pieces: Iterable[bytes], tag: bytes = b"") -> None:
+        """Appends one document of any length, as it comes.
+
+        Args:
+            pieces: its sequence, case kept.
+            tag: with both its marks, or empty.
+
+        Raises:
+            DataError: more bytes than a document can have.
+        """
+        self._end(self._with_marks(pieces, tag))
+
+    def add_documents(self, stream: Bytes, lengths: Sequence[int], num_tag_bytes: NDArray[np.int64]) -> None:
+        """Appends whole documents that lie end to end.
+
+        Args:
+            stream: uint8 [L], each document its tag, its sequence and an end-of-document byte.
+            lengths: bytes of each document.
+            num_tag_bytes: int64 [256], how often each byte stands in their tags.
+        """
+        _count(stream, self._counts)
+        self._counts -= num_tag_bytes
+        self._counts[END_OF_DOCUMENT] -= len(lengths)
+        self._writer.write(stream)
+        self._writer.end_documents(lengths)
+        self._longest = max(self._longest, max(lengths))
+
+    def _with_marks(self, pieces: Iterable[bytes], tag: bytes) -> Iterator[Bytes]:
+        yield np.frombuffer(tag, dtype=np.uint8)
+        for piece in pieces:
+            sequence = np.frombuffer(piece, dtype=np.uint8)
+            _count(sequence, self._counts)
+            yield sequence
+        yield _END
+
+    def _end(self, parts: Iterable[Bytes]) -> None:
+        """Appends one document that is given in parts."""
+        length = 0
+        for part in parts:
+            self._writer.write(part)
+            length += len(part)
+        self._writer.end_documents([length])
+        self._longest = max(self._longest, length)
 
     def close(self) -> None:
         """Gives the data files their names; the manifest is still to be written.
@@ -76,7 +128,11 @@ class DatasetWriter:
         self._writer.close()
 
     def write_manifest(
-        self, inputs: list[InputFile], split: SplitDescription, parts: dict[str, int]
+        self,
+        inputs: list[InputFile],
+        split: SplitDescription | None,
+        parts: dict[str, int],
+        shard: ShardDescription | None = None,
     ) -> DatasetManifest:
         """Completes the dataset, after `close`.
 
@@ -84,6 +140,7 @@ class DatasetWriter:
             inputs: what the data was made from.
             split: which part of it this is.
             parts: bytes of all parts.
+            shard: for a shard of a source, in place of all these: which one it is.
         """
         counts = {letter: self._count_of(letter) for letter in "ACGTN"}
         num_lower = int(self._counts[ord("a") : ord("z") + 1].sum())
@@ -92,6 +149,7 @@ class DatasetWriter:
             inputs=inputs,
             split=split,
             parts=parts,
+            shard=shard,
             num_documents=self.num_documents,
             num_bases=num_bases,
             num_bytes=self.num_bytes,

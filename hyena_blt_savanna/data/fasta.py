@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hyena_blt_savanna.data.errors import DataError
+from hyena_blt_savanna.data.gunzip import GZIP_ERRORS, gunzip, gzip_problem, in_chunks, is_gzip
 from hyena_blt_savanna.nucleotides import BASES, IUPAC, Bytes
 
-_CHUNK_BYTES = 1 << 22
 _LISTED_NAMES = 8
-_GZIP_MAGIC = b"\x1f\x8b"
 _WHITE_SPACE = b"\r\n \t"
 _ALLOWED = BASES + IUPAC + (BASES + IUPAC).lower()
 _PROTEIN_ONLY = b"EFILPQJXZO*"
@@ -82,7 +79,7 @@ def read_fasta(path: Path) -> Iterator[Record]:
     number = 0
     parts: list[bytes] = []
     try:
-        for is_header, text in _header_and_sequence(read_chunks(path)):
+        for is_header, text in header_and_sequence(read_chunks(path)):
             if is_header:
                 if header is not None:
                     yield _record(path, header, number, parts)
@@ -96,11 +93,10 @@ def read_fasta(path: Path) -> Iterator[Record]:
             if letters.translate(None, _ALLOWED):
                 raise _wrong_letter(path, _label(header, number), letters, sum(map(len, parts)))
             parts.append(letters)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except GZIP_ERRORS as error:
         label = None if header is None else _label(header, number)
-        what = "ends in the middle of the compressed data" if isinstance(error, EOFError) else f"is broken ({error})"
         position = None if header is None else sum(map(len, parts)) + 1
-        raise FastaError(path, label, position, f"the gzip file {what}: copy or download it again") from error
+        raise FastaError(path, label, position, gzip_problem(error)) from error
     if header is None:
         what = "the file is empty" if path.stat().st_size == 0 else "no records: no line starts with '>'"
         raise FastaError(path, None, None, what)
@@ -178,8 +174,7 @@ def _no_record(path: Path, name: str, names: list[str]) -> FastaError:
 def _is_gzip(path: Path) -> bool:
     if not path.is_file():
         raise no_file(path)
-    with path.open("rb") as file:
-        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    return is_gzip(path)
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -190,16 +185,22 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
     Raises:
         FastaError: there is no such file.
-        EOFError, zlib.error, gzip.BadGzipFile: the compressed data are cut off or broken.
+        GZIP_ERRORS: the compressed data are cut off or broken.
     """
     compressed = _is_gzip(path)
-    with path.open("rb") as raw, gzip.open(raw) if compressed else nullcontext(raw) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+    with path.open("rb") as raw, gunzip(raw) if compressed else nullcontext(raw) as file:
+        yield from in_chunks(file)
 
 
-def _header_and_sequence(chunks: Iterator[bytes]) -> Iterator[tuple[bool, bytes]]:
-    """Cuts chunks into (True, header without '>' and line end) and (False, piece of sequence lines)."""
+def header_and_sequence(chunks: Iterator[bytes]) -> Iterator[tuple[bool, bytes]]:
+    """Cuts the chunks of a FASTA file into headers and sequence, as they come.
+
+    Args:
+        chunks: the file's content, cut anywhere.
+
+    Yields:
+        (True, header without '>' and line end) and (False, piece of sequence lines).
+    """
     header: list[bytes] | None = None
     line_start = True
     for chunk in chunks:

@@ -5,8 +5,6 @@ Source: the GFF3 specification 1.26 of the Sequence Ontology.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.fasta import read_chunks
+from hyena_blt_savanna.data.gunzip import GZIP_ERRORS
 
 _COLUMNS = ("seqid", "source", "type", "start", "end", "score", "strand", "phase", "attributes")
 _LISTED_NAMES = 8
@@ -105,7 +104,7 @@ def read_gff(path: Path) -> Iterator[Feature]:
                 raise GffError(path, number, f"{line.strip()!r}: only version 3 is read; convert the file to GFF3")
             if line and not line.startswith("#"):
                 yield _feature(path, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except GZIP_ERRORS as error:
         raise GffError(path, number + 1, f"the gzip file is cut off or broken ({error}): download it again") from error
     except UnicodeDecodeError as error:
         raise GffError(path, number + 1, f"no UTF-8 text ({error}): give a GFF3 file") from error

@@ -11,6 +11,7 @@ import logging
 import struct
 import warnings
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,40 @@ class IndexedWriter(WholeWriter):
         Raises:
             DataError: more than 2,147,483,647 elements.
         """
-        assert document.dtype == self.dtype
-        if len(document) > LONGEST_DOCUMENT:
-            raise DataError(
-                f"{data_path(self.prefix)}: a document of {len(document):,} elements; "
-                f"the index allows {LONGEST_DOCUMENT:,}: cut the record"
-            )
-        data = as_bytes(document)
+        self._check_length(len(document))
+        self.write(document)
+        self.end_documents([len(document)])
+
+    def write(self, elements: NDArray[Any]) -> None:
+        """Appends elements of documents that `end_documents` gives their lengths, once they are whole.
+
+        Args:
+            elements: [L] of the writer's dtype.
+        """
+        assert elements.dtype == self.dtype
+        data = as_bytes(elements)
         self._data.write(data)
         self._digest.update(data)
-        self._lengths.append(len(document))
+
+    def end_documents(self, lengths: Sequence[int]) -> None:
+        """Says where the documents end that were written since the last call.
+
+        Args:
+            lengths: of each of them, in elements; their sum is what was written.
+
+        Raises:
+            DataError: more than 2,147,483,647 elements in one.
+        """
+        for length in lengths:
+            self._check_length(length)
+        self._lengths.extend(lengths)
+
+    def _check_length(self, length: int) -> None:
+        if length > LONGEST_DOCUMENT:
+            raise DataError(
+                f"{data_path(self.prefix)}: a document of {length:,} elements; "
+                f"the index allows {LONGEST_DOCUMENT:,}: cut the record"
+            )
 
     def close(self) -> None:
         """Writes the index and gives both files their names.

@@ -20,6 +20,10 @@ Strand = Literal["forward", "reverse"]
 STRANDS: tuple[Strand, Strand] = ("forward", "reverse")
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class InputFile(Config):
     """One FASTA file that a dataset was made from."""
 
@@ -57,14 +61,31 @@ class SplitDescription(Config):
     """Records that were shorter than `min_bases`, over all parts."""
 
 
+class ShardDescription(Config):
+    """Which shard of a source a dataset is; the source's own manifest, source.json, says what it was made from."""
+
+    source: str
+    split: Literal["train", "validation", "test"]
+    settings_sha256: str
+    """Digest of all that decides the shard's bytes: settings and inputs of the source."""
+    longest_document_bytes: int
+    num_duplicates: int = 0
+    """Documents that were left out because another one has their letters."""
+    duplicate_bases: int = 0
+    """Letters in them."""
+
+
 class DatasetManifest(Config):
     """PREFIX.manifest.json, written last: what PREFIX.bin holds."""
 
     format_version: int = FORMAT_VERSION
     inputs: list[InputFile]
-    split: SplitDescription
+    split: SplitDescription | None = None
+    """None for a shard of a source."""
     parts: dict[str, int]
     """Bytes of each part (train, validation, test) that the same preparation wrote."""
+    shard: ShardDescription | None = Field(default=None, exclude_if=_is_none)
+    """For a shard of a source."""
     num_documents: int
     num_bases: int
     """Letters: without end-of-document bytes and tags."""

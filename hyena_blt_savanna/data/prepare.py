@@ -183,6 +183,7 @@ def _find_prepared(config: DataConfig, digests: list[str]) -> dict[str, DatasetM
         path = data_path(config.output / part)
         same = (
             [(found.name, found.file_sha256) for found in manifest.inputs] == wanted
+            and manifest.split is not None
             and manifest.split == _describe_split(config, manifest.split.name, manifest.split.num_left_out)
             and index_path(config.output / part).is_file()
             and path.is_file()

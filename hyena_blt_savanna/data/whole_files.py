@@ -26,6 +26,24 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
+@contextmanager
+def reporting_full_disk(folder: Path) -> Iterator[None]:
+    """Says what to do where a temporary file fills the disk.
+
+    Raises:
+        DiskFullError: in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise DiskFullError(
+            f"{folder}: no space left on the device ({free:,} bytes are free): free some space or choose another folder"
+        ) from error
+
+
 class WholeWriter(ABC):
     """A context manager: what it writes appears when the block ends well, and nothing is left of it otherwise."""
 

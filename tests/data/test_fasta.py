@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from hyena_blt_savanna.data import fasta
+from hyena_blt_savanna.data import gunzip
 from hyena_blt_savanna.data.fasta import FastaError, read_fasta, read_region
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_fasta
 
@@ -40,7 +40,7 @@ def records():
 @pytest.mark.parametrize("final_newline", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 64, 1 << 20])
 def test_equals_a_reader_by_lines(tmp_path, monkeypatch, records, newline, compress, final_newline, chunk_bytes):
-    monkeypatch.setattr(fasta, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(gunzip, "CHUNK_BYTES", chunk_bytes)
     path = write_fasta(tmp_path / "genome.txt", records, 60, newline, compress, final_newline)
     text = gzip.decompress(path.read_bytes()) if compress else path.read_bytes()
     assert as_tuples(path) == read_by_lines(text)
@@ -49,7 +49,7 @@ def test_equals_a_reader_by_lines(tmp_path, monkeypatch, records, newline, compr
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3, 1 << 20])
 def test_odd_but_valid_text(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(fasta, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(gunzip, "CHUNK_BYTES", chunk_bytes)
     text = b"\n\r\n>a  two  words \r\n\nACG uU\n\n\tnnRy\n>b\nacgt"
     path = tmp_path / "odd.fa"
     path.write_bytes(text)
@@ -82,7 +82,7 @@ def test_gzip_of_several_members_is_known_by_its_content(tmp_path):
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 1 << 20])
 def test_bad_text(tmp_path, monkeypatch, text, record, position, says, chunk_bytes):
-    monkeypatch.setattr(fasta, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(gunzip, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "bad.fa"
     path.write_bytes(text)
     with pytest.raises(FastaError) as caught:
@@ -106,7 +106,7 @@ def test_missing_file(tmp_path):
 
 
 def test_truncated_gzip_names_record_and_position(tmp_path, monkeypatch):
-    monkeypatch.setattr(fasta, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(gunzip, "CHUNK_BYTES", 1000)
     sequence = random_genome(100_000, 5)
     path = write_fasta(tmp_path / "cut.fa.gz", {"a": sequence[:100], "b": sequence}, compress=True)
     data = path.read_bytes()

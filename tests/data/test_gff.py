@@ -41,7 +41,7 @@ def test_lines_become_features(tmp_path, compress, newline):
 
 def test_a_last_line_without_end_and_tiny_chunks_change_nothing(tmp_path, monkeypatch):
     whole = list(read_gff(write(tmp_path / "a.gff", GENES)))
-    monkeypatch.setattr("hyena_blt_savanna.data.fasta._CHUNK_BYTES", 3)
+    monkeypatch.setattr("hyena_blt_savanna.data.gunzip.CHUNK_BYTES", 3)
     assert list(read_gff(write(tmp_path / "b.gff", GENES.rstrip()))) == whole
 
 
