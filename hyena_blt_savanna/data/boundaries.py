@@ -274,9 +274,11 @@ class BoundaryReader:
     Attributes:
         manifest: the annotation's manifest.
         num_bytes: length of the stream in bases.
+        last_start: start of the stream's last patch.
 
     Raises:
-        DataError: the annotation or the strand is missing, is of another format version, or belongs to other data.
+        DataError: the annotation or the strand is missing, is of another format version, belongs to other data, or
+            does not end where the data do.
     """
 
     def __init__(self, prefix: Path, name: str = "patches", strand: Strand = "forward") -> None:
@@ -298,6 +300,13 @@ class BoundaryReader:
             )
         self._values, self._starts = items.stream, items.document_starts
         self.longest_patch_bases = self.manifest.statistics[strand].max_bases
+        end, length = self._last_patch()
+        if end != self.num_bytes:
+            raise DataError(
+                f"{data_path(path)} has patches up to base {end:,}, but {data_path(prefix)} has {self.num_bytes:,} "
+                "bases: annotate the data again"
+            )
+        self.last_start = end - length
 
     def patches(self, start: int, stop: int) -> tuple[int, NDArray[np.int32]]:
         """The patches that start in [start, stop).
@@ -330,14 +339,14 @@ class BoundaryReader:
             return self.num_bytes
         return self.patches(position, position + 1)[0]
 
-    @property
-    def last_start(self) -> int:
-        """Start of the stream's last patch."""
-        block = -(-self.num_bytes // BLOCK_BASES) - 1
+    def _last_patch(self) -> tuple[int, int]:
+        """Where the last patch ends, and its length."""
+        block = len(self._starts) - 2
         # Only patches longer than a block leave blocks in which none starts.
-        while self._starts[block + 1] - self._starts[block] == 1:
+        while block > 0 and self._starts[block + 1] - self._starts[block] == 1:
             block -= 1
-        return int(self.patch_starts(block * BLOCK_BASES, (block + 1) * BLOCK_BASES)[-1])
+        item = self._values[self._starts[block] : self._starts[block + 1]]
+        return block * BLOCK_BASES + int(item.sum(dtype=np.int64)), int(item[-1])
 
 
 @njit(cache=True, nogil=True)

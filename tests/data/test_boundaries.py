@@ -18,7 +18,7 @@ from hyena_blt_savanna.data.boundaries import (
 )
 from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.indexed import IndexedReader
+from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.testing.toy_genomes import random_genome, random_patches, write_dataset, write_random_boundaries
 
 
@@ -234,6 +234,17 @@ class TestReaderRefuses:
             other = prefix.with_name("train.other" + suffix).read_bytes()
             prefix.with_name("train.patches" + suffix).write_bytes(other)
         with pytest.raises(DataError, match="its manifest describes"):
+            BoundaryReader(prefix)
+
+    @pytest.mark.parametrize(("change", "end"), [(1, "1,001"), (-1, "999")])
+    def test_patches_that_do_not_end_with_the_data(self, prefix, change, end):
+        path = data_path(boundary_prefix(prefix, "patches", "forward"))
+        values = np.fromfile(path, dtype=np.uint8)
+        values[-1] = int(values[-1]) + change
+        values.tofile(path)
+        with pytest.raises(
+            DataError, match=rf"train\.patches\.bin has patches up to base {end}, but .*train\.bin has 1,000 bases"
+        ):
             BoundaryReader(prefix)
 
     @pytest.mark.parametrize("name", ["train.manifest.json", "train.patches.manifest.json"])
