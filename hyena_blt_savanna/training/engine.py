@@ -75,6 +75,10 @@ class Totals:
         exact_patches: patches that were reconstructed exactly; looked at in validation only.
         judged_patches: patches that could be.
         auxiliary_nats: of the model's own losses, each times its coefficient.
+        places_of_bases: of the batches as they are laid out, padding and what belongs to slices on the left included.
+        places_of_patches: likewise.
+        padding_bases: those of them that are padding.
+        padding_patches: likewise.
     """
 
     nats: float = 0.0
@@ -85,6 +89,10 @@ class Totals:
     exact_patches: float = 0.0
     judged_patches: float = 0.0
     auxiliary_nats: float = 0.0
+    places_of_bases: float = 0.0
+    places_of_patches: float = 0.0
+    padding_bases: float = 0.0
+    padding_patches: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -102,6 +110,16 @@ class Totals:
     def auxiliary_nats_per_base(self) -> float | None:
         """What the model's own losses add to it; None where they add nothing, as without any."""
         return self.auxiliary_nats / self.weight if self.weight and self.auxiliary_nats else None
+
+    @property
+    def padding_share_of_bases(self) -> float:
+        """Share of the bases that went through the model for nothing."""
+        return self.padding_bases / self.places_of_bases if self.places_of_bases else 0.0
+
+    @property
+    def padding_share_of_patches(self) -> float:
+        """Likewise of the patches that were given to it."""
+        return self.padding_patches / self.places_of_patches if self.places_of_patches else 0.0
 
 
 class TrainingEngine:
@@ -226,6 +244,11 @@ class TrainingEngine:
         for index, batch in enumerate(micro_batches):
             totals.bases += int(_own_lengths(batch).sum()) - _num_front(batch)
             totals.cut_patches += batch.num_cut_patches
+            totals.places_of_bases += batch.bases.numel()
+            totals.places_of_patches += batch.patch_lengths.numel()
+            # All bases of a batch belong to patches.
+            totals.padding_bases += batch.bases.numel() - int(batch.patch_lengths.sum())
+            totals.padding_patches += int((batch.patch_lengths == 0).sum())
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             logits, auxiliary_nats, num_patches = as_prediction(self.forward(batch))

@@ -165,6 +165,8 @@ class TrainingLoop:
                 bases=interval.bases,
                 patches=interval.patches,
                 cut_patches=interval.cut_patches,
+                padding_share_of_bases=interval.padding_share_of_bases,
+                padding_share_of_patches=interval.padding_share_of_patches,
                 interval_seconds=progress.interval_seconds,
                 seconds=progress.seconds,
                 flops_per_base=self.flops_per_base(self.plan.stages[stage], mean_patch),

@@ -118,6 +118,9 @@ class Reporter:
             "lr": f"{line['lr']:.2e}",
             "kb/s": f"{line['bases_per_second'] / 1e3:.1f}",
         }
+        padding = line["padding_share_of_bases"], line["padding_share_of_patches"]
+        if max(padding) > 0:
+            shown["padding"] = f"{padding[0]:.1%} of bases, {padding[1]:.1%} of patches"
         if self._bar is not None:
             self._bar.set_postfix(shown)
             return
@@ -167,6 +170,8 @@ def training_line(
     bases: float,
     patches: float,
     cut_patches: float,
+    padding_share_of_bases: float,
+    padding_share_of_patches: float,
     interval_seconds: float,
     seconds: float,
     flops_per_base: float,
@@ -185,6 +190,8 @@ def training_line(
         bases: in the interval, over all ranks.
         patches: likewise.
         cut_patches: left out of their windows, likewise.
+        padding_share_of_bases: what of all that went through the model was padding, from 0 to 1.
+        padding_share_of_patches: likewise.
         interval_seconds: spent in these steps, without validation and checkpoints.
         seconds: spent training so far.
         flops_per_base: of a forward and a backward pass.
@@ -203,6 +210,8 @@ def training_line(
         "patches_per_second": patches / interval_seconds,
         "mean_patch_bases": bases / patches if patches else None,
         "num_cut_patches": cut_patches,
+        "padding_share_of_bases": padding_share_of_bases,
+        "padding_share_of_patches": padding_share_of_patches,
         "flops_per_base": flops_per_base,
         "utilisation": flops_per_base * bases_per_second / peak_flops,
         "seconds_per_step": interval_seconds / num_steps,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.nucleotides import PADDING
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.pretrain import main
+from hyena_blt_savanna.training.ranks import Ranks
 from hyena_blt_savanna.training.run_config import RunConfig
+from hyena_blt_savanna.training.run_data import RunData
 
 STACK = {"width": 16, "num_heads": 4, "blocks": ["hyena_se", "hyena_li", "attention"]}
 HYBRID = {
@@ -45,11 +50,27 @@ def write_config(toy_config: Path, tmp_path: Path):
     return write
 
 
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def figures(run: Path, kinds: tuple[str, ...] = ("training", "validation")) -> list[list[float]]:
     """Losses, norms of gradients, bases and patches of a run's lines."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     keys = ("step", "loss", "grad_norm", "mean_patch_bases", "num_bases")
-    return [[line[key] for key in keys if key in line] for line in lines if line["kind"] in kinds]
+    return [[line[key] for key in keys if key in line] for line in lines_of(run) if line["kind"] in kinds]
+
+
+def padding_of_first_step(arguments: list[str], num_ranks: int, num_context: int) -> list[float]:
+    """Shares of bases and of patches that are padding, by the bytes and zeros that stand for it."""
+    bases, lengths = [], []
+    for rank in range(num_ranks):
+        ranks = Ranks(rank, num_ranks, torch.device("cpu"), num_context)
+        with RunData(RunConfig.load(arguments), ranks).open_stage(0, 0) as batches:
+            for batch in islice(batches, 4 * num_context // num_ranks):
+                bases.append(batch.bases.flatten())
+                lengths.append(batch.patch_lengths.flatten())
+    return [float((torch.cat(bases) == PADDING).double().mean()), float((torch.cat(lengths) == 0).double().mean())]
 
 
 @pytest.mark.slow
@@ -69,9 +90,14 @@ def test_a_mesh_trains_as_one_rank_does(write_config, toy_data, tmp_path, model,
     for num_ranks, num_context, stage in meshes:
         run = tmp_path / f"{num_ranks}-{num_context}-{stage}"
         mesh = [f"parallel.context={num_context}", f"deepspeed.zero_optimization.stage={stage}"]
-        assert set(run_ranks(main, num_ranks, [str(path), f"run={run}", *mesh])) == {0}
+        arguments = [str(path), f"run={run}", *mesh]
+        assert set(run_ranks(main, num_ranks, arguments)) == {0}
         for found, wanted in zip(figures(run), alone, strict=True):
             assert found == pytest.approx(wanted, rel=1e-5), run.name
+        told = next(line for line in lines_of(run) if line["kind"] == "training")
+        padding = [told["padding_share_of_bases"], told["padding_share_of_patches"]]
+        assert padding == padding_of_first_step(arguments, num_ranks, num_context)
+        assert max(padding) > 0
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.prediction import as_prediction
+from hyena_blt_savanna.nucleotides import PADDING
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
@@ -251,6 +252,8 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     assert math.isclose(totals.nats_per_base, wanted_loss, rel_tol=1e-6)
     assert math.isclose(totals.auxiliary_nats, wanted_auxiliary, rel_tol=1e-6)
     assert totals.patches == wanted_patches
+    assert totals.padding_share_of_bases == float((batch.bases == PADDING).double().mean()) > 0
+    assert totals.padding_share_of_patches == float((batch.patch_lengths == 0).double().mean()) > 0
     assert (totals.auxiliary_nats_per_base is None) == (kind not in ("auxiliary", "hnet"))
     # In evaluation there are logits alone.
     model.eval()

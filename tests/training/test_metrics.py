@@ -23,7 +23,7 @@ from hyena_blt_savanna.training.metrics import (
 )
 
 
-def a_line(step: int = 10) -> dict:
+def a_line(step: int = 10, padding: tuple[float, float] = (0.0, 0.0)) -> dict:
     return training_line(
         step=step,
         stage=1,
@@ -35,6 +35,8 @@ def a_line(step: int = 10) -> dict:
         bases=4000.0,
         patches=500.0,
         cut_patches=3.0,
+        padding_share_of_bases=padding[0],
+        padding_share_of_patches=padding[1],
         interval_seconds=2.0,
         seconds=17.0,
         flops_per_base=1e6,
@@ -91,6 +93,19 @@ def test_the_monitor_gets_what_the_file_gets(tmp_path, caplog):
     assert ("validation/bits_per_base", 1.4427, 10) in monitor.events
     assert "step 10/40  bits/base 2.0000  lr 1.00e-03  kb/s 2.0  grad_norm 0.500  0:12 left" in caplog.messages
     assert "step 10/40  validation bits/base 1.4427" in caplog.messages
+
+
+def test_padding_is_told_where_there_is_any(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = Reporter(tmp_path / "metrics.jsonl", True, 40)
+    for padding in ((0.0, 0.0), (0.0125, 0.25), (0.0, 0.031)):
+        reporter.training(a_line(padding=padding))
+    assert "padding" not in caplog.messages[0]
+    assert "kb/s 2.0  padding 1.2% of bases, 25.0% of patches  grad_norm" in caplog.messages[1]
+    assert "padding 0.0% of bases, 3.1% of patches" in caplog.messages[2]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["padding_share_of_bases"] for line in lines] == [0.0, 0.0125, 0.0]
+    assert [line["padding_share_of_patches"] for line in lines] == [0.0, 0.25, 0.031]
 
 
 def test_a_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
