@@ -21,16 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hyena_blt_savanna.data.batches import TrainingSamples, collate
+from hyena_blt_savanna.data.batches import TrainingSamples
 from hyena_blt_savanna.data.boundaries import BoundaryWriter, write_annotation_manifest
 from hyena_blt_savanna.data.fasta import read_fasta
 from hyena_blt_savanna.data.manifest import STRANDS, Strand, read_manifest
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
+from hyena_blt_savanna.data.slices import read_slices
 from hyena_blt_savanna.data.splits import SplitConfig
 from hyena_blt_savanna.data.windows import WindowReader
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_fasta
 
 WINDOWS = [8_192, 32_768, 131_072, 524_288, 1_048_576]
+LEFT_PATCHES = 32
 GOAL_PREPARING = 20e6
 GOAL_WINDOWS = 100e6
 _LEAST_SECONDS = 0.5
@@ -105,14 +107,18 @@ def window_rows(prefix: Path) -> list[Row]:
 
 
 def batch_rows(prefix: Path) -> list[Row]:
-    """Training samples in keyed order as tensors: int64 bases, patch lengths and weights."""
+    """Training samples in keyed order as tensors: int64 bases, patch lengths and weights; whole, and one of two slices.
+
+    The rate of a slice is that of whole windows: while a rank reads its half, the other one reads the other half.
+    """
     samples = TrainingSamples(prefix)
     rows = []
     for window_bases in WINDOWS:
         if samples.num_bytes < window_bases:
             continue
-        rate = measure(partial(_collate, samples, window_bases))
-        rows.append(Row(f"training batches of {window_bases:,} bases, both strands", rate))
+        for share, num_ranks in (("both strands", 1), ("one of 2 slices", 2)):
+            rate = measure(partial(_read_batches, samples, window_bases, num_ranks))
+            rows.append(Row(f"training batches of {window_bases:,} bases, {share}", rate))
     return rows
 
 
@@ -144,19 +150,20 @@ def _read_windows(reader: WindowReader, window_bases: int) -> int:
     stop = time.perf_counter() + _LEAST_SECONDS
     while time.perf_counter() < stop:
         for index in rng.integers(0, num_windows, size=8).tolist():
-            window = reader.window(index, window_bases)
+            window = reader.window(index, window_bases).read()
             # A view of the file costs nothing until its bytes are looked at: copy them, as a batch does.
             checksum ^= int(window.bases.copy()[-1])
             num_bases += len(window.bases)
     return num_bases
 
 
-def _collate(samples: TrainingSamples, window_bases: int) -> int:
+def _read_batches(samples: TrainingSamples, window_bases: int, num_ranks: int) -> int:
     num_bases = index = 0
     stop = time.perf_counter() + _LEAST_SECONDS
     while time.perf_counter() < stop:
         for _ in range(4):
-            num_bases += collate([samples.sample(0, window_bases, index)]).num_bases
+            batch = read_slices([samples.find(0, window_bases, index)], 1.0, num_ranks - 1, num_ranks, LEFT_PATCHES)
+            num_bases += num_ranks * batch.num_bases
             index += 1
     return num_bases
 

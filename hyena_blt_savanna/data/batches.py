@@ -19,7 +19,7 @@ from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.data.order import keyed_integer, keyed_permutation, order_key
 from hyena_blt_savanna.data.weights import fold_and_weigh, weight_table
-from hyena_blt_savanna.data.windows import Window, WindowCutter, WindowReader
+from hyena_blt_savanna.data.windows import FoundWindow, Window, WindowCutter, WindowReader
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER
 
 _POLL_SECONDS = 0.1
@@ -76,6 +76,7 @@ def collate(
     repeat_weight: float = 1.0,
     pad_bases_to: int | None = None,
     pad_patches_to: int | None = None,
+    has_front: bool = True,
 ) -> Batch:
     """Lays windows side by side, each behind an end-of-document byte that is a patch of its own.
 
@@ -84,24 +85,25 @@ def collate(
         repeat_weight: weight of repeat-masked bases as targets.
         pad_bases_to: least L, the byte in front included; the longest window decides if it needs more.
         pad_patches_to: least P, likewise.
+        has_front: False leaves the byte in front out: rows begin with the windows' own bases.
     """
-    num_bases = max(1 + max(len(window.bases) for window in windows), pad_bases_to or 0)
-    num_patches = max(1 + max(len(window.patch_lengths) for window in windows), pad_patches_to or 0)
+    front = int(has_front)
+    num_bases = max(front + max(len(window.bases) for window in windows), pad_bases_to or 0)
+    num_patches = max(front + max(len(window.patch_lengths) for window in windows), pad_patches_to or 0)
     bases = np.full((len(windows), num_bases), PADDING, dtype=np.int64)
     patch_lengths = np.zeros((len(windows), num_patches), dtype=np.int32)
     loss_weights = np.zeros((len(windows), num_bases), dtype=np.float32)
     entropies = None if windows[0].entropies is None else np.zeros((len(windows), num_bases), dtype=np.float32)
     table = weight_table(repeat_weight)
-    bases[:, 0] = END_OF_DOCUMENT
-    patch_lengths[:, 0] = 1
+    bases[:, :front] = END_OF_DOCUMENT
+    patch_lengths[:, :front] = 1
     for row, window in enumerate(windows):
-        end = 1 + len(window.bases)
-        fold_and_weigh(
-            window.bases, UPPER, table, window.num_leading_tag_bytes, bases[row, 1:end], loss_weights[row, 1:end]
-        )
-        patch_lengths[row, 1 : 1 + len(window.patch_lengths)] = window.patch_lengths
+        row_bases, row_weights = bases[row, front:], loss_weights[row, front:]
+        for piece, num_tag_bytes in window.pieces():
+            fold_and_weigh(window.bases[piece], UPPER, table, num_tag_bytes, row_bases[piece], row_weights[piece])
+        patch_lengths[row, front : front + len(window.patch_lengths)] = window.patch_lengths
         if entropies is not None:
-            entropies[row, 1:end] = window.entropies
+            entropies[row, front : front + len(window.bases)] = window.entropies
     return Batch(
         torch.from_numpy(bases),
         torch.from_numpy(patch_lengths),
@@ -109,6 +111,11 @@ def collate(
         sum(window.num_cut_patches for window in windows),
         None if entropies is None else torch.from_numpy(entropies),
     )
+
+
+def read_batch(windows: Sequence[FoundWindow], repeat_weight: float = 1.0) -> Batch:
+    """Reads windows and lays them side by side, as `collate` does."""
+    return collate([window.read() for window in windows], repeat_weight)
 
 
 class TrainingSamples:
@@ -188,8 +195,8 @@ class TrainingSamples:
             )
         return -(-self.num_bytes // window_bases) * len(self._readers)
 
-    def sample(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
-        """One window of training.
+    def find(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> FoundWindow:
+        """One window of training, with its patches known and its bases still to be read.
 
         Args:
             stage: index of the training stage; each has its own order.
@@ -211,6 +218,10 @@ class TrainingSamples:
         key = order_key(self.seed, stage, global_index, "cuts")
         return reader.cut_window(index, window_bases, offset, self.cutter, key, progress, self.window_patches)
 
+    def sample(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
+        """As `find`, with all of its bases."""
+        return self.find(stage, window_bases, global_index, progress).read()
+
 
 class BatchLoader:
     """Micro batches of one rank, step after step without end, prepared by one thread ahead of their use.
@@ -231,7 +242,7 @@ class BatchLoader:
         start_step: the first step to give, where training resumes.
         num_prefetched: micro batches that may wait.
         progress_of: how much of the training, from 0 to 1, is behind a step of this stage; 1 if left out.
-        share_of: this rank's share of a micro batch that it has with others; all of it if left out.
+        batch_of: reads the windows of a micro batch, or what this rank needs of them; all of them if left out.
 
     Raises:
         DataError: there are fewer windows than the ranks need, the stream is shorter than a window, or a step can't
@@ -250,7 +261,7 @@ class BatchLoader:
         start_step: int = 0,
         num_prefetched: int = 2,
         progress_of: Callable[[int], float] = lambda step: 1.0,
-        share_of: Callable[[Batch], Batch] = lambda batch: batch,
+        batch_of: Callable[[Sequence[FoundWindow]], Batch] | None = None,
     ) -> None:
         assert 0 <= rank < num_ranks
         num_windows = samples.num_windows(window_bases)
@@ -270,7 +281,7 @@ class BatchLoader:
         self.rank, self.num_ranks = rank, num_ranks
         self._step = start_step
         self._progress_of = progress_of
-        self._share_of = share_of
+        self._batch_of = batch_of or (lambda windows: read_batch(windows, samples.repeat_weight))
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=num_prefetched)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._prepare, name="batches", daemon=True)
@@ -323,8 +334,8 @@ class BatchLoader:
             while not self._closed.is_set():
                 progress = self._progress_of(self._step)
                 for indices in self.global_indices(self._step):
-                    windows = [self.samples.sample(self.stage, self.window_bases, index, progress) for index in indices]
-                    if not self._put(self._share_of(collate(windows, self.samples.repeat_weight))):
+                    windows = [self.samples.find(self.stage, self.window_bases, index, progress) for index in indices]
+                    if not self._put(self._batch_of(windows)):
                         return
                 self._step += 1
         except Exception as error:
@@ -365,6 +376,10 @@ class EvaluationWindows(Sequence[Window]):
         return self._num_windows
 
     def __getitem__(self, index: int) -> Window:  # type: ignore[override]
+        return self.find(index).read()
+
+    def find(self, index: int) -> FoundWindow:
+        """A window, with its patches known and its bases still to be read."""
         if not 0 <= index < self._num_windows:
             raise IndexError(f"window {index} of {self._num_windows}")
         return self._reader.window(index, self.window_bases)

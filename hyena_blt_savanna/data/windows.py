@@ -17,10 +17,12 @@ patch ends with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +33,21 @@ from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut, stretches_without
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import Strand
+from hyena_blt_savanna.data.ring import Ring
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import Bytes
+
+
+class Seam(NamedTuple):
+    """Where a window goes on at another place of the stream.
+
+    Attributes:
+        place: first base behind it, counted from the window's start.
+        num_tag_bytes: bytes from there on that belong to an opening tag.
+    """
+
+    place: int
+    num_tag_bytes: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Window:
         num_cut_patches: patches that were left out at the end, because the window had too many.
         entropies: float32 [L], nats, of each base given those before it in its document; None where they were not
             asked for.
+        seams: in order; none where the stream goes on from start to end.
     """
 
     bases: Bytes
@@ -55,6 +71,71 @@ class Window:
     num_leading_tag_bytes: int = 0
     num_cut_patches: int = 0
     entropies: NDArray[np.float32] | None = None
+    seams: tuple[Seam, ...] = ()
+
+    def pieces(self) -> Iterator[tuple[slice, int]]:
+        """Its bases between the seams, and how many of each piece's first bytes belong to an opening tag."""
+        seams = [Seam(0, self.num_leading_tag_bytes), *self.seams, Seam(len(self.bases), 0)]
+        for seam, following in itertools.pairwise(seams):
+            yield slice(seam.place, following.place), seam.num_tag_bytes
+
+
+@dataclass(frozen=True)
+class FoundWindow:
+    """A window whose patches are known, before any of its bases is read.
+
+    Attributes:
+        stretches: where its patches lie: start in the stream, and int32 [P], lengths in bases; at least one, and more
+            where there are seams.
+        num_cut_patches: patches that were left out at the end, because the window had too many.
+        strand: what bases are read from.
+        entropies: what their entropies are read from; None: they are not asked for.
+    """
+
+    stretches: tuple[tuple[int, NDArray[np.int32]], ...]
+    num_cut_patches: int
+    strand: StrandReader
+    entropies: EntropyReader | None = None
+
+    @cached_property
+    def patch_lengths(self) -> NDArray[np.int32]:
+        """int32 [P], of the whole window, in bases."""
+        return np.concatenate([lengths for _, lengths in self.stretches])
+
+    def read(self, first: int = 0, stop: int | None = None) -> Window:
+        """Reads patches, and nothing of the others.
+
+        Args:
+            first: index of the first one.
+            stop: index after the last one, at least `first`; may lie beyond the window; None reads to its end.
+        """
+        stop = len(self.patch_lengths) if stop is None else stop
+        pieces = self._places(first, stop)
+        ends = itertools.accumulate(end - start for start, end in pieces)
+        tags = [self.strand.tag_bytes_at(start) for start, _ in pieces]
+        entropies = None if self.entropies is None else [self.entropies.read(*piece) for piece in pieces]
+        return Window(
+            bases=_end_to_end([self.strand.read(*piece) for piece in pieces]),
+            patch_lengths=self.patch_lengths[first:stop],
+            start=pieces[0][0],
+            num_leading_tag_bytes=tags[0],
+            num_cut_patches=self.num_cut_patches,
+            entropies=None if entropies is None else _end_to_end(entropies),
+            seams=tuple(Seam(place, num_tag_bytes) for place, num_tag_bytes in zip(ends, tags[1:], strict=False)),
+        )
+
+    def _places(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """[start, stop) in the stream of each stretch that has some of the patches; an empty one where none has."""
+        places = []
+        for start, lengths in self.stretches:
+            begin = start + int(lengths[:first].sum(dtype=np.int64))
+            places.append((begin, begin + int(lengths[first:stop].sum(dtype=np.int64))))
+            first, stop = max(0, first - len(lengths)), max(0, stop - len(lengths))
+        return [(start, end) for start, end in places if start < end] or places[:1]
+
+
+def _end_to_end(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class WindowCutter(Protocol):
@@ -88,40 +169,6 @@ class WindowCutter(Protocol):
         Returns:
             int32 [P], in bases; they sum to L.
         """
-
-
-class Ring:
-    """Stretches of a stream joined end to end, the last one to the first.
-
-    Args:
-        stretches: [start, stop) of each, at least one, in stream order.
-    """
-
-    def __init__(self, stretches: Sequence[tuple[int, int]]) -> None:
-        assert stretches
-        self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
-        lengths = np.array([stop - start for start, stop in stretches], dtype=np.int64)
-        self._ends = np.cumsum(lengths)
-
-    @property
-    def num_bytes(self) -> int:
-        """Length in bases."""
-        return int(self._ends[-1])
-
-    def pieces(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """What `length` bases from a place of the ring on are in the stream.
-
-        Yields:
-            [start, stop) of each piece, and the end of its stretch.
-        """
-        start %= self.num_bytes
-        while length > 0:
-            index = int(np.searchsorted(self._ends, start, side="right"))
-            taken = min(length, int(self._ends[index]) - start)
-            end = int(self._starts[index] + self._ends[index]) - (int(self._ends[index - 1]) if index else 0)
-            stop = end - (int(self._ends[index]) - start - taken)
-            yield stop - taken, stop, end
-            start, length = (start + taken) % self.num_bytes, length - taken
 
 
 class WindowReader:
@@ -190,7 +237,7 @@ class WindowReader:
         """One more than the index of the last window in which a patch starts."""
         return (self.boundaries.last_start - offset) // window_bases + 1
 
-    def window(self, index: int, window_bases: int, offset: int = 0, max_patches: int | None = None) -> Window:
+    def window(self, index: int, window_bases: int, offset: int = 0, max_patches: int | None = None) -> FoundWindow:
         """The patches that start in [offset + index * window_bases, offset + (index + 1) * window_bases).
 
         Args:
@@ -203,9 +250,9 @@ class WindowReader:
             The window, clipped at the stream's start and end; empty where no patch starts.
         """
         start = offset + index * window_bases
-        return self.read(start, start + window_bases, max_patches)
+        return self.find(start, start + window_bases, max_patches)
 
-    def ring_window(self, index: int, window_bases: int, offset: int, max_patches: int | None = None) -> Window:
+    def ring_window(self, index: int, window_bases: int, offset: int, max_patches: int | None = None) -> FoundWindow:
         """As `window`, with the stream read as a ring: what lies past its end is at its start.
 
         Args:
@@ -215,15 +262,14 @@ class WindowReader:
             max_patches: as in `window`.
         """
         assert 0 <= offset < window_bases <= self.ring.num_bytes
-        pieces: list[Window] = []
+        stretches = []
         for start, stop, end in self.ring.pieces(offset + index * window_bases, window_bases):
             first, lengths = self.boundaries.patches(start, stop)
             if len(lengths):
                 # A stretch may end within a patch: what follows is left out.
                 lengths[-1] -= max(0, first + int(lengths.sum(dtype=np.int64)) - end)
-            left = None if max_patches is None else max_patches - sum(len(piece.patch_lengths) for piece in pieces)
-            pieces.append(self._first_patches(first, lengths, left))
-        return _joined(pieces)
+            stretches.append((first, lengths))
+        return self._found(stretches, max_patches)
 
     def cut_window(
         self,
@@ -234,8 +280,11 @@ class WindowReader:
         key: bytes,
         progress: float,
         max_patches: int | None = None,
-    ) -> Window:
+    ) -> FoundWindow:
         """As `ring_window`, with boundaries that are found here and now instead of stored ones.
+
+        All bases of the window are looked at for that, and their entropies where the cutter needs them: then
+        `open_entropies` comes first.
 
         Args:
             index: as in `ring_window`.
@@ -245,19 +294,15 @@ class WindowReader:
             key: of the window, for the cutter.
             progress: of the training, for the cutter.
             max_patches: as in `window`.
-
-        `open_entropies` comes first where the cutter needs entropies.
         """
-        pieces: list[Window] = []
+        stretches = []
         for start, stop, _ in self.ring.pieces(offset + index * window_bases, window_bases):
             bases = self.bases.read(start, stop)
             entropies = self._entropies.read(start, stop) if self._entropies is not None else None
-            lengths = cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress)
-            left = None if max_patches is None else max_patches - sum(len(piece.patch_lengths) for piece in pieces)
-            pieces.append(self._first_patches(start, lengths, left))
-        return _joined(pieces)
+            stretches.append((start, cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress)))
+        return self._found(stretches, max_patches)
 
-    def read(self, start: int, stop: int, max_patches: int | None = None) -> Window:
+    def find(self, start: int, stop: int, max_patches: int | None = None) -> FoundWindow:
         """The patches that start in [start, stop), clipped to the stream.
 
         Args:
@@ -265,35 +310,14 @@ class WindowReader:
             stop: base after the last one.
             max_patches: patches beyond that many are cut off; None never cuts.
         """
-        return self._first_patches(*self.boundaries.patches(start, stop), max_patches)
+        return self._found([self.boundaries.patches(start, stop)], max_patches)
 
-    def _first_patches(self, start: int, lengths: NDArray[np.int32], max_patches: int | None) -> Window:
-        """The window of the patches from a place on, without those that are too many."""
-        num_cut = 0 if max_patches is None else max(0, len(lengths) - max(0, max_patches))
-        lengths = lengths[: len(lengths) - num_cut]
-        stop = start + int(lengths.sum(dtype=np.int64))
+    def _found(self, stretches: Iterable[tuple[int, NDArray[np.int32]]], max_patches: int | None) -> FoundWindow:
+        """The window of the patches of these stretches, without those that are too many."""
+        kept, num_kept, num_cut = [], 0, 0
+        for start, lengths in stretches:
+            taken = len(lengths) if max_patches is None else min(len(lengths), max_patches - num_kept)
+            kept.append((start, lengths[:taken]))
+            num_kept, num_cut = num_kept + taken, num_cut + len(lengths) - taken
         held = self._entropies if self._entropies_in_windows else None
-        return Window(
-            bases=self.bases.read(start, stop),
-            patch_lengths=lengths,
-            start=start,
-            num_leading_tag_bytes=self.bases.tag_bytes_at(start),
-            num_cut_patches=num_cut,
-            entropies=None if held is None else held.read(start, stop),
-        )
-
-
-def _joined(pieces: Sequence[Window]) -> Window:
-    """Windows end to end; the first one that has bases says where the whole one starts."""
-    filled = [piece for piece in pieces if len(piece.bases)] or pieces[:1]
-    if len(filled) == 1:
-        return replace(filled[0], num_cut_patches=sum(piece.num_cut_patches for piece in pieces))
-    entropies = [piece.entropies for piece in filled if piece.entropies is not None]
-    return Window(
-        bases=np.concatenate([piece.bases for piece in filled]),
-        patch_lengths=np.concatenate([piece.patch_lengths for piece in filled]),
-        start=filled[0].start,
-        num_leading_tag_bytes=filled[0].num_leading_tag_bytes,
-        num_cut_patches=sum(piece.num_cut_patches for piece in pieces),
-        entropies=np.concatenate(entropies) if entropies else None,
-    )
+        return FoundWindow(tuple(kept), num_cut, self.bases, held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,11 +12,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, collate
+from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, read_batch
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest, read_manifest
-from hyena_blt_savanna.data.slices import slice_batch
+from hyena_blt_savanna.data.slices import read_slices
+from hyena_blt_savanna.data.windows import FoundWindow
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places, save_pretrained
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -94,8 +95,9 @@ class RunData:
                 "prepare more data or a larger split.validation, or set training.validation=null"
             )
         self._check_places()
-        for stage in config.training.stages:
+        for index, stage in enumerate(config.training.stages):
             self._samples.num_windows(stage.window_bases)
+            self._check_slices(index, stage.window_bases)
 
     @contextmanager
     def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
@@ -113,7 +115,7 @@ class RunData:
             settings.micro_batch(self._ranks.mesh.num_data),
             start_step,
             progress_of=lambda step: (steps_before + step) / num_steps,
-            share_of=self._slice_of,
+            batch_of=lambda windows: self._batch_of(windows, self._config.data.repeat_weight),
         ) as loader:
             yield iter(loader)
 
@@ -139,7 +141,10 @@ class RunData:
             indices = spread(len(windows), wanted)
         micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.mesh.num_data)
         return lambda: validate(
-            engine, indices, micro_batch, lambda chosen: self._slice_of(collate([windows[index] for index in chosen]))
+            engine,
+            indices,
+            micro_batch,
+            lambda chosen: self._batch_of([windows.find(index) for index in chosen], repeat_weight=1.0),
         )
 
     def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
@@ -150,14 +155,14 @@ class RunData:
             folder, weights, self._config.model, self._patcher, longest, trained_on
         )
 
-    def _slice_of(self, batch: Batch) -> Batch:
-        """This rank's slice of windows that it has with the other context ranks."""
+    def _batch_of(self, windows: Sequence[FoundWindow], repeat_weight: float) -> Batch:
+        """Windows side by side, or this rank's slices of those that it has with the other context ranks."""
         mesh = self._ranks.mesh
         if mesh.num_context == 1:
-            return batch
+            return read_batch(windows, repeat_weight)
         model = self._config.model
         assert isinstance(model, HyenaBLTConfig | IsotropicConfig)
-        return slice_batch(batch, mesh.context, mesh.num_context, model.num_left_patches)
+        return read_slices(windows, repeat_weight, mesh.context, mesh.num_context, model.num_left_patches)
 
     def describe(self) -> dict[str, Any]:
         """The digest of the training data, and the fold of them that is left out."""
@@ -175,6 +180,24 @@ class RunData:
                 f"{self._config.data.folder} is cut into patches of up to {longest} bases, and the model has places "
                 f"for {num_bases}: set model.{key} to {longest}, or cut shorter patches (rule.max_patch_bases, "
                 "data.cuts.blind_patch_bases)"
+            )
+
+    def _check_slices(self, stage: int, window_bases: int) -> None:
+        num_context, longest = self._ranks.mesh.num_context, self._samples.longest_patch_bases
+        window_patches = self._config.data.window_patches
+        fewest = window_bases // longest
+        if window_patches is not None and window_patches < num_context:
+            raise DataError(
+                f"data.window_patches {window_patches} leaves fewer patches than there are ranks to share a window "
+                f"(parallel.context {num_context}): take parallel.context of at most {window_patches}, or "
+                f"window_patches of at least {num_context}"
+            )
+        if fewest < num_context:
+            raise DataError(
+                f"training.stages.{stage}.window_bases {window_bases:,} may be as few as {fewest} patches of "
+                f"{longest:,} bases in {self._config.data.folder}, and parallel.context {num_context} ranks share "
+                f"them: take parallel.context of at most {fewest}, or windows of at least {num_context * longest:,} "
+                "bases"
             )
 
     def _cutter(self) -> AugmentedCutter | None:

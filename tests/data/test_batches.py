@@ -184,7 +184,7 @@ class TestBatchLoader:
         def broken(*_):
             raise OSError("the disk has gone")
 
-        monkeypatch.setattr(samples, "sample", broken)
+        monkeypatch.setattr(samples, "find", broken)
         loader = BatchLoader(samples, 0, 300, 2)
         with pytest.raises(OSError, match="the disk has gone"):
             next(loader)
@@ -205,7 +205,7 @@ class TestBatchLoader:
 def test_evaluation_sees_every_base_once(toy, strand):
     windows = EvaluationWindows(toy, "patches", strand, 5000)
     reader = WindowReader(toy, "patches", strand)
-    whole = reader.read(0, reader.num_bytes)
+    whole = reader.find(0, reader.num_bytes).read()
     assert len(windows) == len(list(windows))
     assert np.array_equal(np.concatenate([window.bases for window in windows]), whole.bases)
     assert np.array_equal(np.concatenate([window.patch_lengths for window in windows]), whole.patch_lengths)

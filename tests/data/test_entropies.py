@@ -152,7 +152,7 @@ def test_a_window_holds_the_entropies_of_its_bases(
     prefix, nats = annotated
     settings = {"seed": 4, "cutter": cutter, "left_out": left_out, "window_patches": 200}
     samples, without = TrainingSamples(prefix, with_entropies=True, **settings), TrainingSamples(prefix, **settings)
-    streams = {strand: WindowReader(prefix, None, strand).read(0, 150_002).bases for strand in STRANDS}
+    streams = {strand: WindowReader(prefix, None, strand).find(0, 150_002).read().bases for strand in STRANDS}
     kept = {strand: [*range(150_002)] for strand in STRANDS}
     if left_out is not None:
         reader = IndexedReader(prefix)

@@ -56,7 +56,7 @@ def test_an_epoch_reads_all_but_the_fold_on_both_strands(toy, annotation):
         for strand, windows in readers.items():
             for start, stop, _ in windows.ring.pieces(5 + index * window, window):
                 seen[strand][start:stop] += 1
-            found = windows.ring_window(index, window, 5)
+            found = windows.ring_window(index, window, 5).read()
             assert found.patch_lengths.sum() == len(found.bases)
             assert found.patch_lengths.min() >= 1
             if annotation is None:
@@ -88,7 +88,7 @@ def test_a_patch_ends_where_the_fold_that_is_left_out_begins(toy, strand):
             begun = (starts[patch_of] >= start) & (starts[patch_of] < stop)
             places.append(np.flatnonzero(begun & kept))
             num_ended_early += int((begun & ~kept).any())
-        found = windows.ring_window(index, window, 5)
+        found = windows.ring_window(index, window, 5).read()
         assert np.array_equal(found.bases, stream[np.concatenate(places)])
         assert found.patch_lengths.sum() == len(found.bases)
     assert num_ended_early > 0

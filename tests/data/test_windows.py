@@ -83,7 +83,9 @@ def test_tags_are_known_from_inside(toy, streams, strand):
 def test_windows_cover_the_stream_once(readers, streams, patches, strand, window_bases, offset):
     reader = readers[strand]
     first = -1 if offset else 0
-    windows = [reader.window(k, window_bases, offset) for k in range(first, reader.num_windows(window_bases, offset))]
+    windows = [
+        reader.window(k, window_bases, offset).read() for k in range(first, reader.num_windows(window_bases, offset))
+    ]
     assert np.array_equal(np.concatenate([window.bases for window in windows]), streams[strand])
     assert np.array_equal(np.concatenate([window.patch_lengths for window in windows]), patches[strand])
     for k, window in enumerate(windows, start=first):
@@ -93,7 +95,7 @@ def test_windows_cover_the_stream_once(readers, streams, patches, strand, window
         starts = window.start + np.cumsum(window.patch_lengths) - window.patch_lengths
         assert starts[0] >= offset + k * window_bases
         assert starts[-1] < offset + (k + 1) * window_bases
-    beyond = reader.window(reader.num_windows(window_bases, offset), window_bases, offset)
+    beyond = reader.window(reader.num_windows(window_bases, offset), window_bases, offset).read()
     assert len(beyond.bases) == len(beyond.patch_lengths) == 0
 
 
@@ -110,13 +112,13 @@ def test_ring_windows(readers, streams, patches, data):
     ends = np.cumsum(np.tile(lengths, 3))
     starts = ends - np.tile(lengths, 3)
     inside = (starts >= offset + index * window_bases) & (starts < offset + (index + 1) * window_bases)
-    window = reader.ring_window(index, window_bases, offset)
+    window = reader.ring_window(index, window_bases, offset).read()
     assert np.array_equal(window.patch_lengths, np.tile(lengths, 3)[inside])
     begin, end = int(starts[inside][0]), int(ends[inside][-1])
     assert np.array_equal(window.bases, np.take(stream, np.arange(begin, end), mode="wrap"))
     assert window.start == begin % len(stream)
     max_patches = data.draw(st.integers(0, len(window.patch_lengths) + 2))
-    cut = reader.ring_window(index, window_bases, offset, max_patches)
+    cut = reader.ring_window(index, window_bases, offset, max_patches).read()
     assert np.array_equal(cut.patch_lengths, window.patch_lengths[:max_patches])
     assert np.array_equal(cut.bases, window.bases[: cut.patch_lengths.sum()])
     assert cut.num_cut_patches == max(0, len(window.patch_lengths) - max_patches)
@@ -128,7 +130,7 @@ def test_the_ring_covers_every_base(readers, streams, strand, window_bases, offs
     num_bases = len(streams[strand])
     seen = np.zeros(num_bases, dtype=np.int64)
     for index in range(-(-num_bases // window_bases)):
-        window = readers[strand].ring_window(index, window_bases, offset)
+        window = readers[strand].ring_window(index, window_bases, offset).read()
         np.add.at(seen, (window.start + np.arange(len(window.bases))) % num_bases, 1)
     assert seen.min() == 1
     assert seen.max() <= 2
@@ -152,12 +154,12 @@ def test_weights_do_not_depend_on_where_a_window_is_cut(readers, streams, strand
     ).astype(np.float32)
     for window_bases, offset in [(16, 0), (23, 7), (5000, 1234)]:
         for index in range(-1, reader.num_windows(window_bases, offset)):
-            window = reader.window(index, window_bases, offset)
+            window = reader.window(index, window_bases, offset).read()
             weights = loss_weights(window.bases, repeat_weight, window.num_leading_tag_bytes)
             assert weights.dtype == np.float32
             assert np.array_equal(weights, expected[window.start : window.start + len(window.bases)])
     offset = (len(stream) - 2500) % 5000
-    ring = reader.ring_window((len(stream) - 2500) // 5000, 5000, offset)
+    ring = reader.ring_window((len(stream) - 2500) // 5000, 5000, offset).read()
     places = (ring.start + np.arange(len(ring.bases))) % len(stream)
     assert places[0] > places[-1]
     assert np.array_equal(loss_weights(ring.bases, repeat_weight, ring.num_leading_tag_bytes), expected[places])

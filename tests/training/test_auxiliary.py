@@ -106,7 +106,7 @@ def test_batches_hold_the_entropies_of_their_own_bases(toy_config: Path, annotat
     """Through the whole of a run's data: each row's entropies are those that stand beside its bases on disk."""
     streams = {}
     for strand in STRANDS:
-        bases = WindowReader(annotated / "train", None, strand).read(0, 6001).bases
+        bases = WindowReader(annotated / "train", None, strand).find(0, 6001).read().bases
         # Read as a ring: windows go on at the start.
         streams[strand] = (
             bytes(bases).upper() * 2,

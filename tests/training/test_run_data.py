@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,27 @@ def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_p
             RunData(config_for(toy_config, unfinished), RANKS)
     with pytest.raises(DataError, match=r"up to 12 bases, and the model has places for 8: set model\.max_patch_bases"):
         RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
+
+
+@pytest.mark.parametrize(
+    ("window_bases", "overrides", "says"),
+    [
+        (
+            31,
+            [],
+            r"stages\.1\.window_bases 31 may be as few as 3 patches of 8 bases in .*parallel\.context 4 .*"
+            r"at most 3, or windows of at least 32 bases",
+        ),
+        (256, ["data.window_patches=3"], r"window_patches 3 leaves fewer .*at most 3, or window_patches of at least 4"),
+        (32, ["data.window_patches=4"], None),
+    ],
+)
+def test_windows_of_fewer_patches_than_context_ranks_are_refused(toy_config, toy_data, window_bases, overrides, says):
+    ranks = Ranks(rank=1, num_ranks=4, device=torch.device("cpu"), num_context=4)
+    stages = [{"steps": 1, "window_bases": bases, "batch_windows": 1} for bases in (256, window_bases)]
+    config = config_for(toy_config, toy_data, f"training.stages={json.dumps(stages)}", *overrides)
+    with pytest.raises(DataError, match=says) if says else nullcontext():
+        RunData(config, ranks)
 
 
 def test_validation_takes_the_windows_that_are_named(toy_config, annotated, monkeypatch):
