@@ -14,8 +14,8 @@ import yaml
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.nucleotides import PADDING
 from hyena_blt_savanna.testing.ranks import run_ranks
-from hyena_blt_savanna.training.pretrain import main
-from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.pretrain import main, pretrain
+from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_data import RunData
 
@@ -73,43 +73,49 @@ def padding_of_first_step(arguments: list[str], num_ranks: int, num_context: int
     return [float((torch.cat(bases) == PADDING).double().mean()), float((torch.cat(lengths) == 0).double().mean())]
 
 
+def run_all(cases: list[list[str]]) -> None:
+    ranks = join_ranks()
+    for arguments in cases:
+        pretrain(RunConfig.load(arguments), ranks)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "annotation", "meshes"),
-    [
-        (HYBRID, "patches", [(2, 2, 0), (4, 2, 1), (4, 4, 3)]),
-        (ISOTROPIC, None, [(2, 2, 2), (4, 2, 3)]),
-    ],
-    ids=["hybrid", "isotropic"],
-)
-def test_a_mesh_trains_as_one_rank_does(write_config, toy_data, tmp_path, model, annotation, meshes):
-    path = write_config(model=model, data={"folder": str(toy_data), "repeat_weight": 0.5, "annotation": annotation})
-    assert main([str(path), f"run={tmp_path / 'alone'}"]) == 0
-    alone = figures(tmp_path / "alone")
-    assert len(alone) == 6
-    for num_ranks, num_context, stage in meshes:
-        run = tmp_path / f"{num_ranks}-{num_context}-{stage}"
-        mesh = [f"parallel.context={num_context}", f"deepspeed.zero_optimization.stage={stage}"]
-        arguments = [str(path), f"run={run}", *mesh]
-        assert set(run_ranks(main, num_ranks, arguments)) == {0}
-        for found, wanted in zip(figures(run), alone, strict=True):
-            assert found == pytest.approx(wanted, rel=1e-5), run.name
+def test_a_mesh_trains_as_one_rank_does(write_config, toy_data, tmp_path):
+    cases, wanted = [], {}
+    for name, model, annotation, meshes in (
+        ("hybrid", HYBRID, "patches", ((2, 1), (4, 3))),
+        ("isotropic", ISOTROPIC, None, ((2, 3),)),
+    ):
+        data = {"folder": str(toy_data), "repeat_weight": 0.5, "annotation": annotation}
+        path = write_config(model=model, data=data).rename(tmp_path / f"{name}.yaml")
+        assert main([str(path), f"run={tmp_path / name}"]) == 0
+        for num_context, stage in meshes:
+            run = tmp_path / f"{name}, {num_context} of 4 ranks, ZeRO {stage}"
+            mesh = [f"parallel.context={num_context}", f"deepspeed.zero_optimization.stage={stage}"]
+            cases.append([str(path), f"run={run}", *mesh])
+            padding = padding_of_first_step(cases[-1], 4, num_context)
+            wanted[run] = figures(tmp_path / name), padding
+    run_ranks(run_all, 4, cases, timeout_seconds=300)
+    for run, (alone, padding) in wanted.items():
+        assert len(alone) == 6
+        for found, line in zip(figures(run), alone, strict=True):
+            assert found == pytest.approx(line, rel=1e-5), run.name
         told = next(line for line in lines_of(run) if line["kind"] == "training")
-        padding = [told["padding_share_of_bases"], told["padding_share_of_patches"]]
-        assert padding == padding_of_first_step(arguments, num_ranks, num_context)
+        assert [told["padding_share_of_bases"], told["padding_share_of_patches"]] == padding
         assert max(padding) > 0
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_other_meshes(write_config, tmp_path):
-    """With dropout: whoever shares a window leaves out the same, also after a restart."""
+    """With dropout: whoever shares a window leaves out the same, also after a restart. On two ranks with offload."""
     path = write_config(model={**HYBRID, "kmers": {"sizes": [2, 3], "dropout": 0.3}})
     assert main([str(path), f"run={tmp_path / 'alone'}"]) == 0
     moved = tmp_path / "moved"
-    for num_ranks, num_steps, zero_stage in ((1, 2, 1), (2, 4, 3), (1, 5, 0)):
+    offload = "{stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}"
+    for num_ranks, num_steps, zero in ((1, 2, "{stage: 1}"), (2, 4, offload), (1, 5, "{stage: 0}")):
         # The warm-up is the same for runs of any length.
         stage = f"{{steps: {num_steps}, window_bases: 256, batch_windows: 4, micro_batch_windows: 1}}"
-        mesh = [f"parallel.context={num_ranks}", f"deepspeed.zero_optimization.stage={zero_stage}"]
+        mesh = [f"parallel.context={num_ranks}", f"deepspeed.zero_optimization={zero}"]
         arguments = [str(path), f"run={moved}", f"training.stages=[{stage}]", *mesh]
         assert set(run_ranks(main, num_ranks, arguments) if num_ranks > 1 else [main(arguments)]) == {0}
         assert len(list((moved / "checkpoints").glob(f"step_{num_steps:08d}/random_states/*"))) == 1
@@ -127,6 +133,11 @@ def test_a_run_goes_on_on_other_meshes(write_config, tmp_path):
             r"parallel.context = 3 does not divide hyena.li_groups = 16 .* 1, 2, 4, 8, 16",
         ),
         (HYBRID, ["parallel.context=8"], r"parallel.context = 8 does not divide num_heads = 4 of the attention blocks"),
+        (
+            {**HYBRID, "global_model": {"width": 6, "blocks": ["hyena_implicit"]}},
+            ["parallel.context=4"],
+            r"parallel.context = 4 does not divide width = 6 of the hyena_implicit blocks: choose from 1, 2, 3, 6, or",
+        ),
         (ISOTROPIC, [], "slices of single bases are of one length: set data.annotation=null"),
     ],
 )
