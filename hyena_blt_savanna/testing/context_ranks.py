@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,30 @@ def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelO
     scoring = [row[max(int(left) - 1, 0) : max(int(here) - 1, 0)] for row, left, here in rows]
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return ModelOutcome(scoring, float(nats.detach()), batch.num_bases, gradients)
+
+
+def check_slices(whole: ModelOutcome, parts: Sequence[ModelOutcome], tolerance: float) -> None:
+    """Compares what ranks computed of their slices with what one computed of the whole windows.
+
+    Args:
+        whole: of one rank.
+        parts: of all ranks, in their order.
+        tolerance: of the loss, relative; gradients may differ by 100 times as much of the tensor's largest value.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    for row, logits in enumerate(whole.logits):
+        torch.testing.assert_close(torch.cat([part.logits[row] for part in parts]), logits)
+    assert math.isclose(sum(part.nats for part in parts), whole.nats, rel_tol=tolerance), "nats"
+    assert sum(part.num_bases for part in parts) == whole.num_bases, "number of bases"
+    for part in parts:
+        # ZeRO waits for the gradients of all ranks, whether there is anything in them or not.
+        assert set(part.gradients) == set(whole.gradients), "weights with gradients"
+    for name, gradient in whole.gradients.items():
+        found = torch.stack([part.gradients[name] for part in parts]).sum(0)
+        error = float((found - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3))
+        assert error <= 100 * tolerance, f"gradient of {name}: {error:.1e} of the largest value"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING
-from hyena_blt_savanna.testing.context_ranks import ModelCase, RankOutcome, run_cases, run_model
+from hyena_blt_savanna.testing.context_ranks import ModelCase, RankOutcome, check_slices, run_cases, run_model
 from hyena_blt_savanna.testing.ranks import run_ranks
 
 RANKS = [2, 4]
@@ -126,17 +126,7 @@ def test_slices_equal_whole_windows(name: str, num_ranks: int) -> None:
     # entropies are in fp32 too.
     in_fp32 = any(part in name for part in ("attention", "autoencoder", "auxiliary", "empty"))
     tolerance = 1e-7 if in_fp32 else 1e-12
-    for row, logits in enumerate(whole.logits):
-        torch.testing.assert_close(torch.cat([part.logits[row] for part in parts]), logits)
-    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=tolerance)
-    assert sum(part.num_bases for part in parts) == whole.num_bases
-    for part in parts:
-        # ZeRO waits for the gradients of all ranks, whether there is anything in them or not.
-        assert set(part.gradients) == set(whole.gradients)
-    for key, gradient in whole.gradients.items():
-        found = sum(part.gradients[key] for part in parts)
-        error = float((found - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3))
-        assert error <= 100 * tolerance, f"gradient of {key}: {error:.1e} of the largest value"
+    check_slices(whole, parts, tolerance)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])

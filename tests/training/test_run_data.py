@@ -123,6 +123,37 @@ def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_p
         RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
 
 
+def windows_of_step(config: RunConfig, num_ranks: int, num_context: int, step: int) -> list[tuple[bytes, list, list]]:
+    """Bases, patches and weights of the windows of a step in order, put together from what all ranks read."""
+    found = []
+    for data_rank in range(num_ranks // num_context):
+        slices = []
+        for context_rank in range(num_context):
+            ranks = Ranks(data_rank * num_context + context_rank, num_ranks, torch.device("cpu"), num_context)
+            with RunData(config, ranks).open_stage(0, step) as batches:
+                num_own = 4 * num_context // num_ranks
+                slices.append([batch for batch, _ in zip(batches, range(num_own), strict=False)])
+        for parts in zip(*slices, strict=True):
+            bases, lengths, weights = b"", [], []
+            for part in parts:
+                own = slice(int(part.patch_lengths[0, : part.left_patches].sum()), int(part.patch_lengths[0].sum()))
+                bases += bytes(part.bases[0, own].tolist())
+                weights += part.loss_weights[0, own].tolist()
+                lengths += [length for length in part.patch_lengths[0, part.left_patches :].tolist() if length]
+            found.append((bases, lengths, weights))
+    return found
+
+
+@pytest.mark.parametrize("cuts", ["null", "{spread: 1.5, random_share: 0.5, blind_patch_bases: [2, 8]}"])
+def test_all_meshes_see_the_same_windows(toy_config, annotated, cuts):
+    stages = "training.stages=[{steps: 3, window_bases: 128, batch_windows: 4, micro_batch_windows: 1}]"
+    config = config_for(toy_config, annotated, stages, f"data.cuts={cuts}")
+    alone = windows_of_step(config, 1, 1, step=2)
+    assert len({bases for bases, _, _ in alone}) == 4
+    for num_ranks, num_context in ((4, 1), (4, 2), (4, 4)):
+        assert windows_of_step(config, num_ranks, num_context, step=2) == alone
+
+
 @pytest.mark.parametrize(
     ("window_bases", "overrides", "says"),
     [
