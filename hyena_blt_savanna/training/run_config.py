@@ -52,6 +52,9 @@ OWNED_DEEPSPEED_KEYS = {
 }
 """Keys of DeepSpeed's configuration that follow from ours, and from which."""
 
+_LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3}
+"""The stage of ZeRO from which on DeepSpeed offloads what a key names."""
+
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 
 
@@ -118,11 +121,20 @@ class RunConfig(Config):
         if owned:
             raise ValueError(f"these keys of DeepSpeed follow from other keys here: {', '.join(owned)}")
         zero = block.get("zero_optimization", {})
-        if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+        if stage not in (0, 1, 2, 3):
             raise ValueError("zero_optimization must be a mapping with a stage of 0, 1, 2 or 3")
         for key in UNREADABLE:
             if zero.get(key):
                 raise ValueError(f"no other number of ranks could go on from checkpoints of {key}: leave it out")
+        for key, least_stage in _LEAST_STAGE.items():
+            offload = zero.get(key)
+            # DeepSpeed keeps silent, and offloads nothing.
+            if isinstance(offload, dict) and offload.get("device", "none") != "none" and stage < least_stage:
+                raise ValueError(
+                    f"zero_optimization.{key} does nothing at stage {stage}: set zero_optimization.stage to at least "
+                    f"{least_stage}, or leave {key} out"
+                )
         return block
 
     @model_validator(mode="after")

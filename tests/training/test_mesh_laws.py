@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from hyena_blt_savanna.data.batches import Batch, collate
 from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.data.windows import Window
-from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
+from hyena_blt_savanna.evaluation.reconstruction import wrong_bases
+from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.patching.cutting import PatchCutter
@@ -31,8 +33,10 @@ from hyena_blt_savanna.patching.rules import (
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_genomes import random_genome
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
+from hyena_blt_savanna.training.first_weights import freeze
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
+from hyena_blt_savanna.training.validation import validate
 
 NUM_RANKS, NUM_STEPS, NUM_WINDOWS, LONGEST = 4, 5, 4, 8
 LR, CLIPPING = 0.3, 0.1
@@ -153,11 +157,14 @@ def plain_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     asked = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
     output = model(batch.bases, batch.patch_lengths, **asked)
     logits, own_nats = (output, 0.0) if isinstance(output, Tensor) else output[:2]
+    nats, weight = nats_of(logits, model, batch), batch.loss_weights.sum()
+    return nats / weight, (nats + own_nats) / weight
+
+
+def nats_of(logits: Tensor, model: nn.Module, batch: Batch) -> Tensor:
     classes = model.class_of_byte[batch.bases[:, 1:]]
     scores = logits[:, :-1].log_softmax(-1).gather(2, classes.clamp(min=0)[..., None])[..., 0]
-    weights = batch.loss_weights[:, 1:]
-    nats = -(scores * weights * (classes >= 0)).sum()
-    return nats / weights.sum(), (nats + own_nats) / weights.sum()
+    return -(scores * batch.loss_weights[:, 1:] * (classes >= 0)).sum()
 
 
 @dataclass
@@ -222,6 +229,28 @@ def check_case(all_ranks: Ranks, case: Case, batches: list[Batch], plain: PlainR
     engine.deepspeed.destroy()
 
 
+def check_autoencoder(all_ranks: Ranks, batch: Batch) -> None:
+    """What a validation of the autoencoder tells: its loss, and the patches that it reconstructs exactly, each once."""
+    ranks = dataclasses.replace(all_ranks, num_context=2)
+    plain, model = build("hybrid"), build("hybrid", ranks.mesh.build_context())
+    freeze(model, UNREAD_WEIGHTS["autoencoder"])
+    engine = TrainingEngine(model, ranks, deepspeed_block={"zero_optimization": {"stage": 3}}, objective="autoencoder")
+
+    def slice_of(chosen: Sequence[int]) -> Batch:
+        [row] = chosen
+        return slice_batch(rows(batch, row, row + 1), ranks.mesh.context, 2, CONFIGS["hybrid"].num_left_patches)
+
+    totals = validate(engine, range(NUM_WINDOWS), 1, slice_of)
+    logits = plain.reconstruct(batch.bases, batch.patch_lengths)
+    wrong, is_judged = wrong_bases(
+        logits, batch.bases, batch.patch_lengths, plain.class_of_byte, counts=batch.loss_weights > 0
+    )
+    assert math.isclose(totals.nats, float(nats_of(logits, plain, batch).detach()), rel_tol=2e-6)
+    assert totals.judged_patches == int(is_judged.sum())
+    assert 3 < totals.exact_patches == int((is_judged & (wrong == 0)).sum()) < totals.judged_patches - 3
+    engine.deepspeed.destroy()
+
+
 Plan = list[tuple[Case, bool, list[Batch], PlainRun]]
 """Cases, whether AdamW takes their steps, their windows, and what one device makes of them."""
 
@@ -243,6 +272,7 @@ def all_cases(plan: Plan) -> None:
             check_case(ranks, case, batches, plain, adamw)
         except Exception as error:
             raise AssertionError(f"{case}, {'AdamW' if adamw else 'SGD'}: {error}") from error
+    check_autoencoder(ranks, plan[0][2][0])
 
 
 @pytest.mark.slow

@@ -46,6 +46,14 @@ def test_keys_of_deepspeed_that_are_ours(toy_config, key):
     [
         ("deepspeed.zero_optimization.stage=4", "stage of 0, 1, 2 or 3"),
         ("deepspeed.zero_optimization={stage: 2, round_robin_gradients: true}", "of round_robin_gradients: leave it"),
+        (
+            "deepspeed.zero_optimization={stage: 2, offload_param: {device: cpu}}",
+            "offload_param does nothing at stage 2: set zero_optimization.stage to at least 3, or leave offload_param",
+        ),
+        (
+            "deepspeed.zero_optimization.offload_optimizer.device=cpu",
+            "offload_optimizer does nothing at stage 0: set zero_optimization.stage to at least 1",
+        ),
         ("training.stages=[]", "training.stages"),
         ("training.optimizer.learning_rate=1", "training.optimizer.learning_rate: unknown key"),
         ("training.optimiser.lr=1", "training.optimiser: unknown key; did you mean 'optimizer'"),
