@@ -72,7 +72,7 @@ class Config(BaseModel):
 
 
 def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
-    """Merges YAML files from left to right, then `dotted.key=value` overrides.
+    """Merges YAML files from left to right, then `dotted.key=value` overrides; `stages.1.steps=5` reaches into a list.
 
     Raises:
         ConfigError: a file or a value is missing, is not YAML, repeats a key, or is no mapping where one must be.
@@ -81,18 +81,29 @@ def merge(sources: Sequence[str | Path]) -> dict[str, Any]:
     files = [Path(source) for source in sources if source not in overrides]
     trees = [_read_yaml(path) for path in files]
     try:
-        merged = OmegaConf.merge(*trees, OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge({}, *trees)
+        for override in overrides:
+            _apply(merged, override)
         plain = OmegaConf.to_container(merged, resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(f"{' '.join(overrides)}: a value that is not YAML: {error}") from error
     except TypeError as error:
         raise ConfigError(
-            f"cannot merge {' '.join(map(str, sources))}: {error}; a list is given whole, as in key=[a, b]"
+            f"cannot merge {' '.join(map(str, sources))}: {error}; a list is given whole, as in key=[a, b], or by its "
+            "places, counted from 0, as in key.0=a"
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"cannot merge {' '.join(map(str, sources))}: {error}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _apply(tree: Any, override: str) -> None:
+    key, _, text = override.partition("=")
+    # Not as a tree of its own: in one, the places of a list would be keys of a mapping.
+    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    assert isinstance(value, dict)
+    OmegaConf.update(tree, key, value["value"], force_add=True)
 
 
 def _is_override(source: str) -> bool:

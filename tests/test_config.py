@@ -55,6 +55,15 @@ def test_files_from_left_to_right_then_overrides(write):
     assert Trip.load([first, "note=null", "vehicle.num_gears=9"]).vehicle.num_gears == 9
 
 
+def test_overrides_reach_into_lists(write):
+    path = write("a.yaml", "speed: 3\nlegs: [{from: a, to: {x: 1}}, {from: b}]")
+    changed = merge([path, "legs.1.from=${speed}", "legs.0.to.y=[1, 2e0]", "new.deep=null"])
+    wanted = [{"from": "a", "to": {"x": 1, "y": [1, 2.0]}}, {"from": 3}]
+    assert changed == {"speed": 3, "legs": wanted, "new": {"deep": None}}
+    assert merge([path, "legs=[]", "speed={a: 1}", "speed.b=2"]) == {"speed": {"a": 1, "b": 2}, "legs": []}
+    assert merge([path, "legs.0={at: c}"])["legs"][0] == {"from": "a", "to": {"x": 1}, "at": "c"}
+
+
 def test_numbers_in_files_are_numbers(write):
     assert Trip.load([write("a.yaml", "speed: 3e-4")]).speed == 3e-4
 
@@ -134,7 +143,12 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "says"), [("a=[1", r"a=\[1: a value that is not YAML"), ("stages.0.steps=3", r"key=\[a, b\]")]
+    ("override", "says"),
+    [
+        ("a=[1", r"a=\[1: a value that is not YAML"),
+        ("stages.first.steps=3", r"key=\[a, b\], or by its places, counted from 0, as in key\.0=a"),
+        ("stages.1.steps=3", r"cannot merge .*: list index out of range"),
+    ],
 )
 def test_overrides_that_cannot_be_merged(write, override, says):
     with pytest.raises(ConfigError, match=says):
