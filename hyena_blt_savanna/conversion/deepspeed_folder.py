@@ -86,9 +86,9 @@ def weights_of(folder: Path, state: TrainingState) -> ModelWeights:
     except ConfigError as error:
         raise ConversionError(str(error)) from error
     shapes = {name: tensor.shape for name, tensor in state.weights.items()}
-    check_tensors(str(folder), state_shapes(config.model), shapes)
+    model, longest = config.trained(state.num_steps)
+    check_tensors(str(folder), state_shapes(model), shapes)
     notes = [f"{folder.name} holds no {NATIVE}/: the digest of the training data is not known"]
-    if patch_places(config.model) is not None:
+    if patch_places(model) is not None:
         notes.append(f"{folder.name} holds no {NATIVE}/: the patcher is not known, and new sequences can't be cut")
-    longest = max(stage.window_bases for stage in config.training.stages)
-    return ModelWeights(config.model, state.weights, None, longest, None, tuple(notes))
+    return ModelWeights(model, state.weights, None, longest, None, tuple(notes))

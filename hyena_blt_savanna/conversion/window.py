@@ -48,7 +48,7 @@ def with_window(weights: ModelWeights, window_bases: int) -> ModelWeights:
 
 def _stretched(stack: StackConfig, trained_bases: int | None, window_bases: int) -> tuple[StackConfig, list[str]]:
     notes = []
-    if "attention" in stack.blocks and stack.attention.window is None:
+    if stack.attends_to_all:
         if trained_bases is None:
             raise ConversionError(
                 "the checkpoint doesn't say which window it was trained on, and rotary positions are scaled by it: "
@@ -57,8 +57,7 @@ def _stretched(stack: StackConfig, trained_bases: int | None, window_bases: int)
         rotary = stack.attention.rotary
         factor = max(1.0, window_bases / trained_bases)
         scale = rotary.position_scale * factor
-        attention = stack.attention.model_copy(update={"rotary": rotary.model_copy(update={"position_scale": scale})})
-        stack = stack.model_copy(update={"attention": attention})
+        stack = stack.with_rotary(position_scale=scale)
         notes.append(
             f"attention: rotary positions are divided by {scale:g} (before: {rotary.position_scale:g}), because the "
             f"window is {window_bases:,} bases and was {trained_bases:,}"

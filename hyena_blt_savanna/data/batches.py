@@ -195,11 +195,25 @@ class TrainingSamples:
             )
         return -(-self.num_bytes // window_bases) * len(self._readers)
 
-    def find(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> FoundWindow:
+    def check_share(self, window_bases: int, num_ranks: int, micro_batch_windows: int) -> None:
+        """Refuses more ranks than there are windows for.
+
+        Raises:
+            DataError: so it is; or as `num_windows`.
+        """
+        num_windows = self.num_windows(window_bases)
+        if num_windows < num_ranks * micro_batch_windows:
+            raise DataError(
+                f"{data_path(self.prefix)} has {num_windows:,} windows of {window_bases:,} bases, but {num_ranks} "
+                f"ranks with micro batches of {micro_batch_windows} need {num_ranks * micro_batch_windows:,}: "
+                "use fewer ranks, a smaller micro_batch_windows or window_bases, or more data"
+            )
+
+    def find(self, stage: int | str, window_bases: int, global_index: int, progress: float = 1.0) -> FoundWindow:
         """One window of training, with its patches known and its bases still to be read.
 
         Args:
-            stage: index of the training stage; each has its own order.
+            stage: index of the training stage, or name of a part of one; each has its own order.
             window_bases: the stage's window.
             global_index: place of the window in the stage, counted over all ranks, from 0.
             progress: how much of the training is behind it, from 0 to 1; only a cutter looks at it.
@@ -218,7 +232,7 @@ class TrainingSamples:
         key = order_key(self.seed, stage, global_index, "cuts")
         return reader.cut_window(index, window_bases, offset, self.cutter, key, progress, self.window_patches)
 
-    def sample(self, stage: int, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
+    def sample(self, stage: int | str, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
         """As `find`, with all of its bases."""
         return self.find(stage, window_bases, global_index, progress).read()
 
@@ -233,7 +247,7 @@ class BatchLoader:
 
     Args:
         samples: where windows come from.
-        stage: index of the training stage.
+        stage: index of the training stage, or name of a part of one.
         window_bases: the stage's window.
         batch_windows: windows of a step, over all ranks.
         rank: this rank, in [0, num_ranks).
@@ -252,7 +266,7 @@ class BatchLoader:
     def __init__(
         self,
         samples: TrainingSamples,
-        stage: int,
+        stage: int | str,
         window_bases: int,
         batch_windows: int,
         rank: int = 0,
@@ -264,13 +278,7 @@ class BatchLoader:
         batch_of: Callable[[Sequence[FoundWindow]], Batch] | None = None,
     ) -> None:
         assert 0 <= rank < num_ranks
-        num_windows = samples.num_windows(window_bases)
-        if num_windows < num_ranks * micro_batch_windows:
-            raise DataError(
-                f"{data_path(samples.prefix)} has {num_windows:,} windows of {window_bases:,} bases, but {num_ranks} "
-                f"ranks with micro batches of {micro_batch_windows} need {num_ranks * micro_batch_windows:,}: "
-                "use fewer ranks, a smaller micro_batch_windows or window_bases, or more data"
-            )
+        samples.check_share(window_bases, num_ranks, micro_batch_windows)
         if batch_windows % (num_ranks * micro_batch_windows):
             raise DataError(
                 f"batch_windows {batch_windows} can't be divided among {num_ranks} ranks in micro batches of "

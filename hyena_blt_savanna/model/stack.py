@@ -56,20 +56,38 @@ class StackConfig(Config):
             raise ValueError(f"num_heads = {self.num_heads} does not cut width = {self.width} into heads of even width")
         return self
 
-    def check_context(self, num_ranks: int) -> None:
+    def with_rotary(self, **changes: float) -> StackConfig:
+        """The same stack with other rotary positions in its attention blocks.
+
+        Args:
+            changes: fields of RotaryConfig.
+        """
+        rotary = self.attention.rotary.model_copy(update=changes)
+        return self.model_copy(update={"attention": self.attention.model_copy(update={"rotary": rotary})})
+
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether rotary positions of a block run over a whole window."""
+        return "attention" in self.blocks and self.attention.window is None
+
+    def check_context(self, num_ranks: int, key: str = "parallel.context") -> None:
         """Refuses blocks whose channels, filters or heads can't be shared out among context ranks.
+
+        Args:
+            num_ranks: C.
+            key: what sets it, for the message.
 
         Raises:
             ConfigError: they can't; it names the key and what would fit.
         """
         shared = {"hyena_li": ("hyena.li_groups", self.hyena.li_groups or self.width)}
         shared |= {"hyena_implicit": ("width", self.width), "attention": ("num_heads", self.num_heads)}
-        for name, (key, count) in shared.items():
+        for name, (what, count) in shared.items():
             if name in self.blocks and count % num_ranks:
                 fitting = [str(ranks) for ranks in range(1, count + 1) if count % ranks == 0]
                 raise ConfigError(
-                    f"parallel.context = {num_ranks} does not divide {key} = {count} of the {name} blocks: choose from "
-                    f"{', '.join(fitting)}, or change {key}"
+                    f"{key} = {num_ranks} does not divide {what} = {count} of the {name} blocks: choose from "
+                    f"{', '.join(fitting)}, or change {what}"
                 )
 
     def reach(self, block: str) -> int | None:
@@ -96,6 +114,21 @@ class StackConfig(Config):
     def build(self, context: ContextParallel = SINGLE_RANK) -> Stack:
         """The stack, freshly initialised."""
         return Stack(self, context)
+
+
+def global_stack(config: Config) -> tuple[str, StackConfig] | None:
+    """The blocks of a model that read whole windows.
+
+    Args:
+        config: of a model.
+
+    Returns:
+        Their key and configuration; None for a model that reads windows in several stacks.
+    """
+    for key in ("global_model", "stack"):
+        if key in type(config).model_fields:
+            return key, getattr(config, key)
+    return None
 
 
 class Stack(nn.Module):

@@ -55,6 +55,10 @@ class ContextParallel(ABC):
             no rank has a neighbour, which means all zeros.
         """
 
+    def close(self) -> None:
+        """Ends what the ranks exchange through. Every rank calls, when the model is no longer used."""
+        return None
+
     def earlier(self, x: Tensor, length: int, sequence_dim: int) -> Tensor | None:
         """What was read before a gathered sequence, where a sequence is read in several passes.
 

@@ -24,6 +24,9 @@ class GroupContext(ContextParallel):
         self.num_ranks = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 
+    def close(self) -> None:
+        dist.destroy_process_group(self.group)
+
     def gather_sequence(self, x: Tensor, channel_dim: int, sequence_dim: int) -> Tensor:
         return all_to_all(x, self.group, split_dim=channel_dim, join_dim=sequence_dim)
 

@@ -38,8 +38,14 @@ class Mesh:
     context: int
 
     @classmethod
-    def of(cls, config: ParallelConfig, rank: int, num_ranks: int) -> Mesh:
+    def of(cls, config: ParallelConfig, rank: int, num_ranks: int, key: str = "parallel.context") -> Mesh:
         """The place of a rank.
+
+        Args:
+            config: of the mesh.
+            rank: from 0.
+            num_ranks: of the run.
+            key: what sets the context ranks, for the message.
 
         Raises:
             ConfigError: the ranks can't be shared out.
@@ -47,7 +53,7 @@ class Mesh:
         if num_ranks % config.context:
             fitting = [count for count in range(1, num_ranks + 1) if num_ranks % count == 0]
             raise ConfigError(
-                f"parallel.context = {config.context} does not divide the {num_ranks} ranks of this run; "
+                f"{key} = {config.context} does not divide the {num_ranks} ranks of this run; "
                 f"choose from {', '.join(map(str, fitting))}, or start a multiple of {config.context} ranks"
             )
         data, context = divmod(rank, config.context)

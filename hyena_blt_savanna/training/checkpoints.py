@@ -90,14 +90,15 @@ class Checkpoints:
         config: when to write and what to keep.
         run_config: the run's whole configuration, as plain values.
         ranks: this process among all.
-        save_native: writes consolidated weights into a folder; called on the first rank.
+        save_native: writes consolidated weights into a folder, given the steps that they were trained for; called on
+            the first rank.
     """
 
     folder: Path
     config: CheckpointConfig
     run_config: dict[str, Any]
     ranks: Ranks
-    save_native: Callable[[Path, dict[str, torch.Tensor]], None] | None = None
+    save_native: Callable[[Path, dict[str, torch.Tensor], int], None] | None = None
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` steps."""
@@ -146,8 +147,18 @@ class Checkpoints:
             newest = find_newest_whole(self.folder)
         return self.ranks.gather(newest)[0]
 
+    def progress_of(self, path: Path) -> Progress:
+        """How far a run is that goes on from a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        self._check_belongs(path, self._config_of(path))
+        progress = read_state(path)["progress"]
+        return Progress(**{**progress, "interval": Totals(**progress["interval"])})
+
     def load(self, engine: TrainingEngine, path: Path) -> Progress:
-        """Restores a checkpoint that `find_newest` gave. Every rank calls.
+        """Restores a checkpoint that `find_newest` or `save` gave. Every rank calls.
 
         Whatever number of ranks and ZeRO stage it was written with. DeepSpeed's files are cut by rank and read by
         DeepSpeed where the cut is the same; elsewhere the first rank puts them together and shares them out anew.
@@ -155,7 +166,27 @@ class Checkpoints:
         Raises:
             CheckpointError: it is of another model, or its files don't belong together.
         """
-        saved = yaml.safe_load((path / CONFIG).read_text())
+        progress = self.progress_of(path)
+        state = read_state(path)
+        if not is_universal(path) and self._has_same_cut(engine, state, self._config_of(path)):
+            engine.deepspeed.load_checkpoint(str(path), tag=DEEPSPEED)
+        else:
+            self._reshard(engine, path)
+            logger.info(
+                "%s: written by %d rank(s) under ZeRO %d, shared out anew among %d under ZeRO %d",
+                path,
+                state["num_ranks"],
+                state["zero_stage"],
+                self.ranks.num_ranks,
+                engine.zero_stage,
+            )
+        self._restore_random_states(path / RANDOM_STATES, progress.step)
+        return progress
+
+    def _config_of(self, path: Path) -> dict[str, Any]:
+        return dict(yaml.safe_load((path / CONFIG).read_text()))
+
+    def _check_belongs(self, path: Path, saved: Mapping[str, Any]) -> None:
         differing = differing_keys(saved.get("model"), self.run_config.get("model"), "model")
         if differing:
             raise CheckpointError(
@@ -170,22 +201,6 @@ class Checkpoints:
                     f"{path} was trained with {section}.{key} {was}, and this run has {now}: go on with the former, or "
                     f"choose another run folder and start_from={path}"
                 )
-        state = read_state(path)
-        if not is_universal(path) and self._has_same_cut(engine, state, saved):
-            engine.deepspeed.load_checkpoint(str(path), tag=DEEPSPEED)
-        else:
-            self._reshard(engine, path)
-            logger.info(
-                "%s: written by %d rank(s) under ZeRO %d, shared out anew among %d under ZeRO %d",
-                path,
-                state["num_ranks"],
-                state["zero_stage"],
-                self.ranks.num_ranks,
-                engine.zero_stage,
-            )
-        progress = state["progress"]
-        self._restore_random_states(path / RANDOM_STATES, progress["step"])
-        return Progress(**{**progress, "interval": Totals(**progress["interval"])})
 
     def _has_same_cut(self, engine: TrainingEngine, state: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
         """Whether DeepSpeed can read its own files.
@@ -217,7 +232,7 @@ class Checkpoints:
         weights = engine.consolidated_weights() if self.save_native else {}
         if self.ranks.is_first:
             if self.save_native:
-                self.save_native(partial / "native", weights)
+                self.save_native(partial / "native", weights, progress.step)
             state = {
                 "format_version": FORMAT_VERSION,
                 "progress": asdict(progress),

@@ -303,6 +303,14 @@ class TrainingEngine:
                     weights[name] = value.detach().to("cpu", copy=True)
         return weights
 
+    def close(self) -> None:
+        """Makes DeepSpeed let go of the model: its memory is free when nobody names this engine any more."""
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        self.deepspeed.destroy()
+        # ZeRO 3 leaves the model there for good, and behind its hooks the engine with all that it holds.
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.module]
+
     @property
     def class_of_byte(self) -> Tensor:
         """int64 [512], column of each byte's logits."""

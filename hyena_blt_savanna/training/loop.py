@@ -14,7 +14,13 @@ from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
 from hyena_blt_savanna.training.loss import NATS_PER_BIT
 from hyena_blt_savanna.training.metrics import Reporter, readable_seconds, training_line
-from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig, learning_rate, place_of, total_steps
+from hyena_blt_savanna.training.schedule import (
+    ScheduleConfig,
+    StageConfig,
+    learning_rate,
+    place_of,
+    total_steps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +29,7 @@ class BatchSource(Protocol):
     """Opens the stream of this rank's micro batches of a stage."""
 
     def __call__(self, stage: int, start_step: int) -> AbstractContextManager[Iterator[TrainingBatch]]:
-        """Micro batches from the stage's step `start_step` on, those of a step one after the other."""
+        """Micro batches from the stage's step `start_step` to its part's last, those of a step one after the other."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class TrainingLoop:
         batches: opens a stage's data.
         checkpoints: where to save.
         reporter: where metrics go.
-        validate: sums over the validation windows; None never validates.
-        flops_per_base: of a training step, for a stage and a mean number of bases a patch.
+        validate: sums over the validation windows of a stage; None never validates.
+        flops_per_base: of a training step, for a part of a stage and a mean number of bases a patch.
         peak_flops: of all ranks' devices together.
         check: called at every logging interval; raises to stop the run.
     """
@@ -74,7 +80,7 @@ class TrainingLoop:
         batches: BatchSource,
         checkpoints: Checkpoints,
         reporter: Reporter,
-        validate: Callable[[], Totals] | None,
+        validate: Callable[[int], Totals] | None,
         flops_per_base: Callable[[StageConfig, float], float],
         peak_flops: float,
         check: Callable[[], None] = lambda: None,
@@ -90,11 +96,12 @@ class TrainingLoop:
         self.check = check
         self._local = Totals()
 
-    def run(self, progress: Progress) -> Progress:
-        """Trains to the end of the plan.
+    def run(self, progress: Progress, stop_step: int | None = None) -> Progress:
+        """Trains to the end of the plan, or to the end of an earlier stage; there it saves a checkpoint.
 
         Args:
             progress: where the weights in the engine stand.
+            stop_step: the last step of a stage; None: the plan's.
 
         Returns:
             Where they stand now.
@@ -103,26 +110,28 @@ class TrainingLoop:
             DivergedError: the gradients are no longer finite.
             CheckpointError: a checkpoint can't be written.
         """
-        while progress.step < self.plan.num_steps:
+        stop_step = self.plan.num_steps if stop_step is None else stop_step
+        while progress.step < stop_step:
             place = place_of(progress.step, self.plan.stages)
-            stage = self.plan.stages[place.stage]
+            part, num_done = self.plan.stages[place.stage].part_at(place.step_in_stage)
             num_ranks = self.engine.ranks.mesh.num_data
-            self.engine.set_batch(stage.batch_windows, stage.micro_batch(num_ranks))
+            self.engine.set_batch(part.batch_windows, part.micro_batch(num_ranks))
             logger.info(
                 "stage %d: %d steps of %d windows of %s bases",
                 place.stage,
-                stage.steps - place.step_in_stage,
-                stage.batch_windows,
-                f"{stage.window_bases:,}",
+                part.steps - num_done,
+                part.batch_windows,
+                f"{part.window_bases:,}",
             )
             with self.batches(place.stage, place.step_in_stage) as micro_batches:
-                for _ in range(place.step_in_stage, stage.steps):
-                    self._step(progress, place.stage, micro_batches, stage.num_micro_batches(num_ranks))
+                for _ in range(num_done, part.steps):
+                    self._step(progress, place.stage, part, micro_batches)
+                    if progress.step % self.plan.checkpoint_every_steps == 0 or progress.step == stop_step:
+                        self._save(progress)
         return progress
 
-    def _step(
-        self, progress: Progress, stage: int, micro_batches: Iterator[TrainingBatch], num_micro_batches: int
-    ) -> None:
+    def _step(self, progress: Progress, stage: int, part: StageConfig, micro_batches: Iterator[TrainingBatch]) -> None:
+        num_micro_batches = part.num_micro_batches(self.engine.ranks.mesh.num_data)
         began = time.perf_counter()
         lr = learning_rate(progress.step, self.plan.num_steps, self.plan.peak_lr, self.plan.schedule)
         self._local += self.engine.accumulate(list(islice(micro_batches, num_micro_batches)))
@@ -135,11 +144,9 @@ class TrainingLoop:
         self.reporter.advance()
         is_last = progress.step == self.plan.num_steps
         if progress.step % self.plan.log_every_steps == 0 or is_last:
-            self._log(progress, stage, lr, grad_norm)
+            self._log(progress, stage, part, lr, grad_norm)
         if self.validate is not None and (progress.step % self.plan.validate_every_steps == 0 or is_last):
             self._validate(progress, stage, self.validate)
-        if progress.step % self.plan.checkpoint_every_steps == 0 or is_last:
-            self._save(progress)
 
     def _collect(self, progress: Progress) -> None:
         """Moves this rank's sums into the progress, which is the same on all ranks."""
@@ -148,7 +155,7 @@ class TrainingLoop:
         progress.bases += everywhere.bases
         progress.interval += everywhere
 
-    def _log(self, progress: Progress, stage: int, lr: float, grad_norm: float) -> None:
+    def _log(self, progress: Progress, stage: int, part: StageConfig, lr: float, grad_norm: float) -> None:
         self.check()
         self._collect(progress)
         interval = progress.interval
@@ -169,15 +176,15 @@ class TrainingLoop:
                 padding_share_of_patches=interval.padding_share_of_patches,
                 interval_seconds=progress.interval_seconds,
                 seconds=progress.seconds,
-                flops_per_base=self.flops_per_base(self.plan.stages[stage], mean_patch),
+                flops_per_base=self.flops_per_base(part, mean_patch),
                 peak_flops=self.peak_flops,
             )
         )
         progress.interval, progress.interval_steps, progress.interval_seconds = Totals(), 0, 0.0
 
-    def _validate(self, progress: Progress, stage: int, validate: Callable[[], Totals]) -> None:
+    def _validate(self, progress: Progress, stage: int, validate: Callable[[int], Totals]) -> None:
         began = time.perf_counter()
-        totals = validate()
+        totals = validate(stage)
         shares = {}
         if self.engine.objective == "autoencoder":
             judged = totals.judged_patches

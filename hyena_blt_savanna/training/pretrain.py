@@ -5,11 +5,12 @@ launch/train.sh configs/training/quickstart.yaml run=runs/mine
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import nn
 
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.parallel.context import ContextParallel
+from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.first_weights import check_patterns, freeze, load_first_weights
@@ -29,6 +32,7 @@ from hyena_blt_savanna.training.ranks import Ranks, join_ranks, on_first_rank
 from hyena_blt_savanna.training.run_config import ModelConfig, RunConfig
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
+from hyena_blt_savanna.training.schedule import ScheduleError, place_of, total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ def main(arguments: Sequence[str]) -> int:
 def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
     """Trains to the end, from the newest checkpoint of the run folder if there is one. Every rank calls.
 
+    Where a stage has another mesh or another model than the one before it, the run saves a checkpoint, lets its engine
+    go, and goes on from the checkpoint as if it had been started again.
+
     Args:
         config: of the run.
         ranks: from `join_ranks`.
@@ -75,15 +82,13 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
         RunInUseError: another job works in the run folder.
         DataError: the data or their boundaries are missing, broken, too short, or don't belong together.
         PretrainedError: there is no whole checkpoint to start from.
-        ScheduleError: the batch can't be shared among the ranks.
-        ConfigError: the ranks are no multiple of the context ranks.
+        ScheduleError: the batch of a stage can't be shared among the ranks.
+        ConfigError: the ranks are no multiple of a stage's context ranks.
         CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
             written.
         DivergedError: the gradients are no longer finite.
     """
-    ranks = replace(ranks, num_context=config.parallel.context)
-    for stage in config.training.stages:
-        stage.micro_batch(ranks.mesh.num_data)
+    check_meshes(config, ranks)
     folder = RunFolder(config.run)
     with ExitStack() as stack:
         lock = RunLock(folder.path)
@@ -95,41 +100,112 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
             folder.checkpoints, config.training.checkpoints, config.to_dict(), ranks, data.native_writer()
         )
         newest = checkpoints.find_newest()
-        engine = build_engine(config, ranks, None if newest else config.start_from)
-        progress = checkpoints.load(engine, newest) if newest else Progress()
+        progress = checkpoints.progress_of(newest) if newest else Progress()
+        num_steps = total_steps(config.training.stages)
+        if progress.step >= num_steps:
+            logger.info("%s is finished: all %d steps are done", folder.path, num_steps)
+        run = _Run(config, ranks, folder, data, checkpoints, lambda: on_first_rank(ranks, lock.check))
+        while progress.step < num_steps:
+            progress = run.train_on_one_mesh(progress.step, newest)
+            newest = checkpoints.path(progress.step)
+            # DeepSpeed's engine is a knot of references: its memory is wanted for the next one.
+            gc.collect()
+            if ranks.device.type != "cpu":
+                torch.get_device_module(ranks.device).empty_cache()
+    return progress
+
+
+def check_meshes(config: RunConfig, ranks: Ranks) -> None:
+    """Refuses stages that the ranks of a run can't be shared out for, before anything is allocated.
+
+    Raises:
+        ConfigError: the ranks are no multiple of a stage's context ranks.
+        ScheduleError: the batch of a stage can't be shared among the ranks.
+    """
+    for index, stage in enumerate(config.training.stages):
+        shared = ParallelConfig(context=config.num_context(index))
+        mesh = Mesh.of(shared, ranks.rank, ranks.num_ranks, config.context_key(index))
+        try:
+            for part in stage.parts:
+                part.micro_batch(mesh.num_data)
+        except ScheduleError as error:
+            raise ScheduleError(f"training.stages.{index}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays when a run goes on on another mesh."""
+
+    config: RunConfig
+    ranks: Ranks
+    folder: RunFolder
+    data: RunData
+    checkpoints: Checkpoints
+    check: Callable[[], None]
+
+    def train_on_one_mesh(self, step: int, checkpoint: Path | None) -> Progress:
+        """Trains from a step on, through all stages that share mesh and model with the step's; saves at their end.
+
+        Args:
+            step: how many are done.
+            checkpoint: of that step; None begins the run.
+        """
+        config = self.config
         plan = make_plan(config)
-        if progress.step >= plan.num_steps:
-            logger.info("%s is finished: all %d steps are done", folder.path, plan.num_steps)
-            return progress
+        stage = place_of(step, plan.stages).stage
+        stop_step = total_steps(plan.stages[: self._last_like(stage) + 1])
+        ranks = self.ranks.with_context(config.num_context(stage))
+        checkpoints = replace(self.checkpoints, ranks=ranks)
+        context = ranks.mesh.build_context()
+        engine = build_engine(config, ranks, stage, context, None if checkpoint else config.start_from)
+        progress = checkpoints.load(engine, checkpoint) if checkpoint else Progress()
         # Not before: a run that is refused must leave the folder's configuration as it is.
-        on_first_rank(ranks, lambda: config.save(folder.config))
-        reporter = Reporter(folder.metrics, ranks.is_first, plan.num_steps, engine.deepspeed.monitor)
-        stack.callback(reporter.close)
-        facts = describe(engine, config)
-        reporter.start(progress.step, facts)
-        _say_hello(config, engine, progress, newest, facts)
-        loop = TrainingLoop(
-            plan=plan,
-            engine=engine,
-            batches=data.open_stage,
-            checkpoints=checkpoints,
-            reporter=reporter,
-            validate=data.validator(engine),
-            flops_per_base=lambda stage, patch: training_flops_per_base(
-                config.model, stage.window_bases, patch, config.training.objective
-            ),
-            peak_flops=facts["peak_flops"],
-            check=lambda: on_first_rank(ranks, lock.check),
-        )
-        return loop.run(progress)
+        on_first_rank(ranks, lambda: config.save(self.folder.config))
+        reporter = Reporter(self.folder.metrics, ranks.is_first, plan.num_steps, engine.deepspeed.monitor)
+        with closing(reporter):
+            facts = describe(engine, config)
+            reporter.start(progress.step, facts)
+            _say_hello(config, progress, checkpoint, facts)
+            loop = TrainingLoop(
+                plan=plan,
+                engine=engine,
+                batches=self.data.open_stage,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                validate=self.data.validator(engine),
+                flops_per_base=lambda part, patch: training_flops_per_base(
+                    config.model, part.window_bases, patch, config.training.objective
+                ),
+                peak_flops=facts["peak_flops"],
+                check=self.check,
+            )
+            progress = loop.run(progress, stop_step)
+        engine.close()
+        context.close()
+        return progress
+
+    def _last_like(self, stage: int) -> int:
+        """The last stage that a stage shares mesh and model with, and all stages between them do."""
+        config = self.config
+        wanted = config.num_context(stage), config.model_of(stage)
+        last = stage
+        for index in range(stage + 1, len(config.training.stages)):
+            if (config.num_context(index), config.model_of(index)) != wanted:
+                break
+            last = index
+        return last
 
 
-def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None) -> TrainingEngine:
+def build_engine(
+    config: RunConfig, ranks: Ranks, stage: int, context: ContextParallel, start_from: Path | None = None
+) -> TrainingEngine:
     """The model with its first weights, under DeepSpeed.
 
     Args:
         config: of the run.
-        ranks: every rank calls.
+        ranks: every rank calls; on the stage's mesh.
+        stage: whose model is built.
+        context: what its layers exchange through.
         start_from: a checkpoint that the weights come from; None draws them.
 
     Raises:
@@ -138,7 +214,7 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
         ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
     torch.manual_seed(config.seed)
-    model = _build_model(config.model_to_build(), ranks)
+    model = _build_model(config.model_to_build(stage), context)
     if start_from is not None:
         load_first_weights(model, config.model, start_from)
     objective = config.training.objective
@@ -158,11 +234,11 @@ def build_engine(config: RunConfig, ranks: Ranks, start_from: Path | None = None
     )
 
 
-def _build_model(config: ModelConfig, ranks: Ranks) -> nn.Module:
-    if ranks.num_context == 1:
+def _build_model(config: ModelConfig, context: ContextParallel) -> nn.Module:
+    if context.num_ranks == 1:
         return config.build()
     assert isinstance(config, HyenaBLTConfig | IsotropicConfig), "the run's configuration allows no other"
-    return config.build(ranks.mesh.build_context())
+    return config.build(context)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -187,6 +263,7 @@ def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
         "objective": engine.objective,
         "num_parameters": engine.num_parameters,
         "num_ranks": engine.ranks.num_ranks,
+        "num_context": engine.ranks.num_context,
         "num_threads": torch.get_num_threads(),
         "device": engine.ranks.device.type,
         "precision": engine.precision,
@@ -200,16 +277,16 @@ def _open(folder: RunFolder, lock: RunLock) -> None:
     folder.make()
 
 
-def _say_hello(
-    config: RunConfig, engine: TrainingEngine, progress: Progress, newest: Path | None, facts: dict[str, Any]
-) -> None:
+def _say_hello(config: RunConfig, progress: Progress, newest: Path | None, facts: dict[str, Any]) -> None:
+    shared = f", {facts['num_context']} to a window" if facts["num_context"] > 1 else ""
     logger.info(
-        "%s: %s, %s parameters, %d rank(s) x %d thread(s) on %s, %s, ZeRO %d, %.0f GFLOP/s at best",
+        "%s: %s, %s parameters, %d rank(s) x %d thread(s)%s on %s, %s, ZeRO %d, %.0f GFLOP/s at best",
         config.run,
         facts["model"],
         f"{facts['num_parameters']:,}",
         facts["num_ranks"],
         facts["num_threads"],
+        shared,
         facts["device"],
         facts["precision"],
         facts["zero_stage"],

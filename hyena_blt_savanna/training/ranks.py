@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +38,10 @@ class Ranks:
             ConfigError: the ranks can't be shared out.
         """
         return Mesh.of(ParallelConfig(context=self.num_context), self.rank, self.num_ranks)
+
+    def with_context(self, num_context: int) -> Ranks:
+        """The same ranks, of which so many hold slices of the same windows."""
+        return replace(self, num_context=num_context)
 
     @property
     def is_first(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -13,13 +14,19 @@ from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
+from hyena_blt_savanna.model.stack import global_stack
 from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.run_data import DataSourceConfig
-from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
+from hyena_blt_savanna.training.schedule import (
+    ScheduleConfig,
+    StageConfig,
+    StageRotaryConfig,
+    place_of,
+)
 from hyena_blt_savanna.training.universal import UNREADABLE
 from hyena_blt_savanna.training.validation import ValidationConfig
 
@@ -83,6 +90,18 @@ class TrainingConfig(Config):
     """When they are written, and which are kept."""
     logging: LoggingConfig = LoggingConfig()
     """When metrics are written."""
+
+    @field_validator("stages")
+    @classmethod
+    def _windows_grow(cls, stages: list[StageConfig]) -> list[StageConfig]:
+        for index, (before, stage) in enumerate(pairwise(stages), 1):
+            if stage.first_window_bases < before.window_bases:
+                raise ValueError(
+                    f"stage {index} begins with windows of {stage.first_window_bases:,} bases, and stage {index - 1} "
+                    f"ends with {before.window_bases:,}: give it at least {before.window_bases:,}, or put the stages "
+                    "in the order of their windows"
+                )
+        return stages
 
 
 class RunConfig(Config):
@@ -155,10 +174,10 @@ class RunConfig(Config):
     def _patches_fit(self) -> Self:
         key, longest = patch_places(self.model) or ("", 0)
         for index, stage in enumerate(self.training.stages):
-            if stage.window_bases < longest:
+            if stage.first_window_bases < longest:
                 raise ValueError(
-                    f"training.stages.{index}.window_bases {stage.window_bases} is shorter than a patch may be "
-                    f"(model.{key} {longest})"
+                    f"training.stages.{index}.{stage.first_window_key} {stage.first_window_bases} is shorter than a "
+                    f"patch may be (model.{key} {longest})"
                 )
         return self
 
@@ -173,28 +192,74 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _parallel_fits(self) -> Self:
-        model, num_ranks = self.model, self.parallel.context
-        if num_ranks == 1:
-            return self
-        if not isinstance(model, HyenaBLTConfig | IsotropicConfig):
+    def _rotary_fits(self) -> Self:
+        found = global_stack(self.model)
+        for index, stage in enumerate(self.training.stages):
+            if stage.rotary == StageRotaryConfig() or (found is not None and found[1].attends_to_all):
+                continue
             raise ValueError(
-                f"parallel.context {num_ranks}: windows are shared among ranks for model.kind hyena_blt and isotropic, "
-                f"and model.kind is {model.kind}: use parallel.context=1"
+                f"training.stages.{index}.rotary: "
+                + (
+                    f"model.kind {self.model.kind} has no one stack of blocks that reads whole windows"
+                    if found is None
+                    else f"no block of model.{found[0]} attends to the whole window"
+                )
+                + ", so there are no positions to scale: leave rotary out"
             )
-        if isinstance(model, IsotropicConfig) and self.data.annotation is not None:
-            raise ValueError(
-                f"parallel.context {num_ranks}: slices of single bases are of one length: set data.annotation=null"
-            )
-        try:
-            (model.global_model if isinstance(model, HyenaBLTConfig) else model.stack).check_context(num_ranks)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
         return self
 
-    def model_to_build(self) -> ModelConfig:
-        """The model's configuration with activation checkpointing as the training asks for it."""
-        return with_activation_checkpointing(self.model) if self.training.activation_checkpointing else self.model
+    @model_validator(mode="after")
+    def _parallel_fits(self) -> Self:
+        for index in range(len(self.training.stages)):
+            self._check_context(self.num_context(index), self.context_key(index))
+        return self
+
+    def _check_context(self, num_ranks: int, key: str) -> None:
+        model = self.model
+        if num_ranks == 1:
+            return
+        if not isinstance(model, HyenaBLTConfig | IsotropicConfig):
+            raise ValueError(
+                f"{key} {num_ranks}: windows are shared among ranks for model.kind hyena_blt and isotropic, "
+                f"and model.kind is {model.kind}: use {key}=1"
+            )
+        if isinstance(model, IsotropicConfig) and self.data.annotation is not None:
+            raise ValueError(f"{key} {num_ranks}: slices of single bases are of one length: set data.annotation=null")
+        found = global_stack(model)
+        assert found is not None
+        try:
+            found[1].check_context(num_ranks, key)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    def num_context(self, stage: int) -> int:
+        """Ranks that hold slices of the same windows in a stage (C)."""
+        return self.training.stages[stage].context or self.parallel.context
+
+    def context_key(self, stage: int) -> str:
+        """The key that sets them."""
+        return "parallel.context" if self.training.stages[stage].context is None else f"training.stages.{stage}.context"
+
+    def model_of(self, stage: int) -> ModelConfig:
+        """The model's configuration in a stage: with the stage's rotary positions."""
+        changes = self.training.stages[stage].rotary.model_dump(exclude_none=True)
+        found = global_stack(self.model)
+        if found is None or not changes:
+            return self.model
+        key, stack = found
+        return self.model.model_copy(update={key: stack.with_rotary(**changes)})
+
+    def model_to_build(self, stage: int = 0) -> ModelConfig:
+        """`model_of` a stage, with activation checkpointing as the training asks for it."""
+        model = self.model_of(stage)
+        return with_activation_checkpointing(model) if self.training.activation_checkpointing else model
+
+    def trained(self, num_steps: int) -> tuple[ModelConfig, int]:
+        """What some steps leave behind: the model's configuration, and the longest window so far, in bases."""
+        stages = self.training.stages
+        place = place_of(num_steps - 1, stages)
+        part, _ = stages[place.stage].part_at(place.step_in_stage)
+        return self.model_of(place.stage), part.window_bases
 
     def deepspeed_block(self) -> dict[str, Any]:
         """DeepSpeed's block; monitors that name no folder write into the run's."""

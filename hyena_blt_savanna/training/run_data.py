@@ -21,6 +21,7 @@ from hyena_blt_savanna.data.windows import FoundWindow
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places, save_pretrained
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.parallel.mesh import Mesh
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
@@ -65,11 +66,11 @@ class RunData:
 
     Args:
         config: of the run.
-        ranks: this process among all.
+        ranks: this process among all; how they share windows is each stage's matter.
 
     Raises:
-        DataError: the data or the boundaries are missing, broken, too short, or don't belong together; or a patch is
-            longer than the model has places for.
+        DataError: the data or the boundaries are missing, broken, too short for a stage, or don't belong together; a
+            patch is longer than the model has places for; or a validation window is named that is not there.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
@@ -88,76 +89,109 @@ class RunData:
             self._cutter(),
             with_entropies=self._needs_entropies(),
         )
-        validation = manifest_path(source.folder / "validation")
-        if config.training.validation is not None and not validation.is_file():
+        self._check_places()
+        for index, stage in enumerate(config.training.stages):
+            num_data = self._mesh(index).num_data
+            for part in stage.parts:
+                self._samples.check_share(part.window_bases, num_data, part.micro_batch(num_data))
+            self._check_slices(index)
+        self._validation = self._open_validation()
+
+    @contextmanager
+    def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
+        """This rank's micro batches of a stage, from a step on, in windows as long as that step's."""
+        stages = self._config.training.stages
+        part, part_step = stages[stage].part_at(start_step)
+        steps_before, num_steps = total_steps(stages[:stage]) + start_step - part_step, total_steps(stages)
+        # Windows of each length have an order of their own.
+        is_warmup = part.window_bases < stages[stage].window_bases
+        mesh = self._mesh(stage)
+        with BatchLoader(
+            self._samples,
+            f"{stage}: {part.window_bases}" if is_warmup else stage,
+            part.window_bases,
+            part.batch_windows,
+            mesh.data,
+            mesh.num_data,
+            part.micro_batch(mesh.num_data),
+            part_step,
+            progress_of=lambda step: (steps_before + step) / num_steps,
+            batch_of=lambda windows: self._batch_of(windows, mesh, self._config.data.repeat_weight),
+        ) as loader:
+            yield iter(loader)
+
+    def validator(self, engine: TrainingEngine) -> Callable[[int], Totals] | None:
+        """What scores the validation windows of a stage, if the run validates; they are cut as stored.
+
+        Args:
+            engine: of the model, on the mesh of the stages that it will be asked for.
+        """
+        settings = self._config.training.validation
+        if settings is None:
+            return None
+        micro_batch_windows = settings.micro_batch_windows
+        mesh = engine.ranks.mesh
+
+        def score(stage: int) -> Totals:
+            windows, indices = self._validation[stage]
+            return validate(
+                engine,
+                indices,
+                micro_batch_windows or self._config.training.stages[stage].micro_batch(mesh.num_data),
+                lambda chosen: self._batch_of([windows.find(index) for index in chosen], mesh, repeat_weight=1.0),
+            )
+
+        return score
+
+    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor], int], None]:
+        """What writes consolidated weights, with the patcher that cut the data and what they were trained on."""
+        trained_on = self.describe()
+
+        def write(folder: Path, weights: dict[str, torch.Tensor], num_steps: int) -> None:
+            model, longest = self._config.trained(num_steps)
+            save_pretrained(folder, weights, model, self._patcher, longest, trained_on)
+
+        return write
+
+    def _open_validation(self) -> list[tuple[EvaluationWindows, Sequence[int]]]:
+        """The validation stream in windows, and the indices of those that are scored, by stage."""
+        settings = self._config.training.validation
+        if settings is None:
+            return []
+        folder = self._config.data.folder
+        validation = manifest_path(folder / "validation")
+        if not validation.is_file():
             raise DataError(
                 f"{validation}: no such file: the data have no validation part; "
                 "prepare more data or a larger split.validation, or set training.validation=null"
             )
-        self._check_places()
-        for index, stage in enumerate(config.training.stages):
-            self._samples.num_windows(stage.window_bases)
-            self._check_slices(index, stage.window_bases)
+        opened = []
+        for stage in self._config.training.stages:
+            window_bases = settings.window_bases or stage.window_bases
+            windows = EvaluationWindows(folder / "validation", self._config.data.annotation, "forward", window_bases)
+            opened.append((windows, self._chosen(windows)))
+        return opened
 
-    @contextmanager
-    def open_stage(self, stage: int, start_step: int) -> Iterator[Iterator[Batch]]:
-        """This rank's micro batches of a stage, from a step on."""
-        stages = self._config.training.stages
-        settings = stages[stage]
-        steps_before, num_steps = total_steps(stages[:stage]), total_steps(stages)
-        with BatchLoader(
-            self._samples,
-            stage,
-            settings.window_bases,
-            settings.batch_windows,
-            self._ranks.mesh.data,
-            self._ranks.mesh.num_data,
-            settings.micro_batch(self._ranks.mesh.num_data),
-            start_step,
-            progress_of=lambda step: (steps_before + step) / num_steps,
-            batch_of=lambda windows: self._batch_of(windows, self._config.data.repeat_weight),
-        ) as loader:
-            yield iter(loader)
-
-    def validator(self, engine: TrainingEngine) -> Callable[[], Totals] | None:
-        """What scores the validation windows, if the run validates; they are cut as stored."""
+    def _chosen(self, windows: EvaluationWindows) -> Sequence[int]:
         settings = self._config.training.validation
-        if settings is None:
-            return None
-        last = self._config.training.stages[-1]
-        window_bases = settings.window_bases or last.window_bases
-        folder = self._config.data.folder
-        windows = EvaluationWindows(folder / "validation", self._config.data.annotation, "forward", window_bases)
-        if settings.windows is not None:
-            last_window = max(settings.windows)
-            if last_window >= len(windows):
-                raise DataError(
-                    f"training.validation.windows names window {last_window}, and {folder / 'validation'} has "
-                    f"{len(windows)} of {window_bases:,} bases, counted from 0: leave it out"
-                )
-            indices = settings.windows
-        else:
-            wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // window_bases)
-            indices = spread(len(windows), wanted)
-        micro_batch = settings.micro_batch_windows or last.micro_batch(self._ranks.mesh.num_data)
-        return lambda: validate(
-            engine,
-            indices,
-            micro_batch,
-            lambda chosen: self._batch_of([windows.find(index) for index in chosen], repeat_weight=1.0),
-        )
+        assert settings is not None
+        if settings.windows is None:
+            wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // windows.window_bases)
+            return spread(len(windows), wanted)
+        last_window = max(settings.windows)
+        if last_window >= len(windows):
+            raise DataError(
+                f"training.validation.windows names window {last_window}, and "
+                f"{self._config.data.folder / 'validation'} has {len(windows)} of {windows.window_bases:,} bases, "
+                "counted from 0: leave it out"
+            )
+        return settings.windows
 
-    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor]], None]:
-        """What writes consolidated weights, with the patcher that cut the data and what they were trained on."""
-        longest = max(stage.window_bases for stage in self._config.training.stages)
-        trained_on = self.describe()
-        return lambda folder, weights: save_pretrained(
-            folder, weights, self._config.model, self._patcher, longest, trained_on
-        )
+    def _mesh(self, stage: int) -> Mesh:
+        return self._ranks.with_context(self._config.num_context(stage)).mesh
 
-    def _batch_of(self, windows: Sequence[FoundWindow], repeat_weight: float) -> Batch:
+    def _batch_of(self, windows: Sequence[FoundWindow], mesh: Mesh, repeat_weight: float) -> Batch:
         """Windows side by side, or this rank's slices of those that it has with the other context ranks."""
-        mesh = self._ranks.mesh
         if mesh.num_context == 1:
             return read_batch(windows, repeat_weight)
         model = self._config.model
@@ -182,22 +216,26 @@ class RunData:
                 "data.cuts.blind_patch_bases)"
             )
 
-    def _check_slices(self, stage: int, window_bases: int) -> None:
-        num_context, longest = self._ranks.mesh.num_context, self._samples.longest_patch_bases
-        window_patches = self._config.data.window_patches
-        fewest = window_bases // longest
-        if window_patches is not None and window_patches < num_context:
+    def _check_slices(self, index: int) -> None:
+        """Refuses a stage whose windows may have fewer patches than there are ranks to share them."""
+        stage, source, longest = (
+            self._config.training.stages[index],
+            self._config.data,
+            self._samples.longest_patch_bases,
+        )
+        num_context, key = self._config.num_context(index), self._config.context_key(index)
+        if source.window_patches is not None and source.window_patches < num_context:
             raise DataError(
-                f"data.window_patches {window_patches} leaves fewer patches than there are ranks to share a window "
-                f"(parallel.context {num_context}): take parallel.context of at most {window_patches}, or "
-                f"window_patches of at least {num_context}"
+                f"data.window_patches {source.window_patches} leaves fewer patches than there are ranks to share a "
+                f"window ({key} {num_context}): take {key} of at most {source.window_patches}, or window_patches of at "
+                f"least {num_context}"
             )
+        fewest = stage.first_window_bases // longest
         if fewest < num_context:
             raise DataError(
-                f"training.stages.{stage}.window_bases {window_bases:,} may be as few as {fewest} patches of "
-                f"{longest:,} bases in {self._config.data.folder}, and parallel.context {num_context} ranks share "
-                f"them: take parallel.context of at most {fewest}, or windows of at least {num_context * longest:,} "
-                "bases"
+                f"training.stages.{index}.{stage.first_window_key} {stage.first_window_bases:,} may be as few as "
+                f"{fewest} patches of {longest:,} bases in {source.folder}, and {key} {num_context} ranks share them: "
+                f"take {key} of at most {fewest}, or windows of at least {num_context * longest:,} bases"
             )
 
     def _cutter(self) -> AugmentedCutter | None:

@@ -28,9 +28,9 @@ class ValidationConfig(Config):
     windows: list[NonNegativeInt] | None = Field(None, min_length=1)
     """These windows of the validation stream, counted from 0, in place of `num_bases`; null spreads them evenly."""
     window_bases: PositiveInt | None = None
-    """Bases of a window; null takes the last stage's."""
+    """Bases of a window; null takes the stage's."""
     micro_batch_windows: PositiveInt | None = None
-    """Windows of one forward pass of a rank; null takes the last stage's."""
+    """Windows of one forward pass of a rank; null takes the stage's."""
 
 
 def spread(num_windows: int, num_wanted: int) -> list[int]:

@@ -164,7 +164,7 @@ def test_first_weights_are_of_a_model_with_the_same_losses(toy_config: Path, ann
     """Neither heads that are missing nor heads that are not asked for are passed over."""
     config, bare = (RunConfig.load([toy_config, "run=x", *more]) for more in ([ENTROPY], []))
     data = RunData(RunConfig.load(arguments(toy_config, annotated, tmp_path, ENTROPY)), RANKS)
-    data.native_writer()(tmp_path / "native", config.model.build().state_dict())
+    data.native_writer()(tmp_path / "native", config.model.build().state_dict(), 1)
     load_first_weights(config.model.build(), config.model, tmp_path / "native")
     with pytest.raises(CheckpointError, match=r"model\.auxiliary\.entropy: 0\.1 in the checkpoint, 0\.0 in the run"):
         load_first_weights(bare.model.build(), bare.model, tmp_path / "native")

@@ -98,7 +98,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 def test_consolidated_weights_are_written_beside(tmp_path):
     seen = []
     checkpoints = Checkpoints(
-        tmp_path, CheckpointConfig(), {}, RANKS, lambda folder, weights: seen.append((folder.name, weights.keys()))
+        tmp_path, CheckpointConfig(), {}, RANKS, lambda folder, weights, _: seen.append((folder.name, weights.keys()))
     )
     checkpoints.save(FakeEngine(), Progress(step=1))
     assert seen == [("native", {"weight"})]

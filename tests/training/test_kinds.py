@@ -114,7 +114,7 @@ def test_cuts_of_no_boundaries_are_refused(toy_config: Path, words: Path, tmp_pa
 
 def test_chunks_are_found_whatever_the_annotation(toy_config: Path, words: Path, tmp_path: Path) -> None:
     with_one = RunData(load(toy_config, words, tmp_path / "run", "hnet", "data.annotation=words"), RANKS)
-    with_one.native_writer()(tmp_path / "native", HNetConfig.parse(MODELS["hnet"]).build().state_dict())
+    with_one.native_writer()(tmp_path / "native", HNetConfig.parse(MODELS["hnet"]).build().state_dict(), 1)
     assert HyenaBLTModel.load_from_checkpoint(tmp_path / "native").patcher is None
 
 

@@ -48,7 +48,7 @@ def test_a_run_trains_and_its_checkpoints_are_scored_with_stored_boundaries(
     with data.open_stage(0, 0) as batches:
         batch = next(batches)
     assert model(batch.bases, batch.patch_lengths).isfinite().all()
-    data.native_writer()(tmp_path / "native", model.state_dict())
+    data.native_writer()(tmp_path / "native", model.state_dict(), 40)
     loaded = HyenaBLTModel.load_from_checkpoint(tmp_path / "native")
     assert loaded.patcher is None
     prefix = permuted / "validation"

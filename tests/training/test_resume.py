@@ -82,7 +82,7 @@ class ToyRun:
             mine = ToyBatch(mine.bases, mine.patch_lengths, mine.loss_weights * draw)
             yield from split_windows(mine, settings.num_micro_batches(self.ranks.num_ranks))
 
-    def validate(self) -> Totals:
+    def validate(self, stage: int) -> Totals:
         windows = toy_windows(5, seed=999)
         return validate(
             self.engine,

@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.manifest import read_manifest
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
+from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import StaticRule
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
@@ -68,7 +70,7 @@ def test_a_limit_rises_over_all_stages(toy_config, annotated):
 def test_a_checkpoint_knows_what_it_was_trained_on(toy_config, annotated, tmp_path):
     overrides = ["data.left_out.fold=1", "data.left_out.folds=3"]
     config = config_for(toy_config, annotated, *overrides)
-    RunData(config, RANKS).native_writer()(tmp_path / "native", config.model.build().state_dict())
+    RunData(config, RANKS).native_writer()(tmp_path / "native", config.model.build().state_dict(), 1)
     native = read_native(tmp_path / "native")
     sha256 = read_manifest(annotated / "train").data_sha256
     assert native.trained_on == {"data_sha256": sha256, "left_out": {"fold": 1, "folds": 3}}
@@ -126,10 +128,11 @@ def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_p
 def windows_of_step(config: RunConfig, num_ranks: int, num_context: int, step: int) -> list[tuple[bytes, list, list]]:
     """Bases, patches and weights of the windows of a step in order, put together from what all ranks read."""
     found = []
+    config = config.model_copy(update={"parallel": ParallelConfig(context=num_context)})
     for data_rank in range(num_ranks // num_context):
         slices = []
         for context_rank in range(num_context):
-            ranks = Ranks(data_rank * num_context + context_rank, num_ranks, torch.device("cpu"), num_context)
+            ranks = Ranks(data_rank * num_context + context_rank, num_ranks, torch.device("cpu"))
             with RunData(config, ranks).open_stage(0, step) as batches:
                 num_own = 4 * num_context // num_ranks
                 slices.append([batch for batch, _ in zip(batches, range(num_own), strict=False)])
@@ -160,17 +163,26 @@ def test_all_meshes_see_the_same_windows(toy_config, annotated, cuts):
         (
             31,
             [],
-            r"stages\.1\.window_bases 31 may be as few as 3 patches of 8 bases in .*parallel\.context 4 .*"
+            r"stages\.0\.window_bases 31 may be as few as 3 patches of 8 bases in .*parallel\.context 4 .*"
             r"at most 3, or windows of at least 32 bases",
+        ),
+        (
+            256,
+            [
+                *("training.stages.1.context=4", "parallel.context=1", "data.window_patches=3"),
+                *("training.stages.1.window_bases=512", "training.stages.1.length_warmup={steps: 5, from_bases: 256}"),
+            ],
+            r"window \(training\.stages\.1\.context 4\): take training\.stages\.1\.context of at most 3",
         ),
         (256, ["data.window_patches=3"], r"window_patches 3 leaves fewer .*at most 3, or window_patches of at least 4"),
         (32, ["data.window_patches=4"], None),
     ],
 )
 def test_windows_of_fewer_patches_than_context_ranks_are_refused(toy_config, toy_data, window_bases, overrides, says):
-    ranks = Ranks(rank=1, num_ranks=4, device=torch.device("cpu"), num_context=4)
-    stages = [{"steps": 1, "window_bases": bases, "batch_windows": 1} for bases in (256, window_bases)]
-    config = config_for(toy_config, toy_data, f"training.stages={json.dumps(stages)}", *overrides)
+    ranks = Ranks(rank=1, num_ranks=4, device=torch.device("cpu"))
+    stages = [{"steps": 6, "window_bases": bases, "batch_windows": 4} for bases in (window_bases, 256)]
+    shared = f"training.stages={json.dumps(stages)}", "parallel.context=4", "model.global_model.num_heads=4"
+    config = config_for(toy_config, toy_data, *shared, *overrides)
     with pytest.raises(DataError, match=says) if says else nullcontext():
         RunData(config, ranks)
 
@@ -181,11 +193,11 @@ def test_validation_takes_the_windows_that_are_named(toy_config, annotated, monk
         "hyena_blt_savanna.training.run_data.validate", lambda engine, indices, size, batch_of: taken.append(indices)
     )
     config = config_for(toy_config, annotated, "training.validation.windows=[3, 0]")
-    RunData(config, RANKS).validator(engine=None)()
+    RunData(config, RANKS).validator(SimpleNamespace(ranks=RANKS))(0)
     assert taken == [[3, 0]]
 
 
 def test_a_validation_window_that_is_not_there_is_refused(toy_config, annotated):
     config = config_for(toy_config, annotated, "training.validation.windows=[0, 999]")
     with pytest.raises(DataError, match=r"training\.validation\.windows names window 999, and .*validation has \d+ of"):
-        RunData(config, RANKS).validator(engine=None)
+        RunData(config, RANKS)
