@@ -211,7 +211,7 @@ def _write_code(folder: Path, kind: str) -> None:
 
 
 def _notes(config: Config) -> list[str]:
-    if isinstance(config, HyenaBLTConfig) and config.auxiliary.inputs:
+    if isinstance(config, HyenaBLTConfig) and config.auxiliary.has_losses:
         return [
             "auxiliary losses: their weights are in the folder, but the loss that transformers' classes compute from "
             "labels is that of the bases alone"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.model.base_nats import weighted_nats
 from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.patches import PatchLayout, bases_to_grid
 
@@ -40,11 +39,14 @@ class AuxiliaryConfig(Config):
     """The autoencoder's loss: bases from the encoder's vector of their own patch, by the same decoder."""
 
     @property
+    def has_losses(self) -> bool:
+        """Whether any loss is computed."""
+        return bool(self.patch_length or self.entropy or self.reconstruction)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
-        """Fields of a batch that the losses read besides bases and patch lengths."""
-        if not (self.patch_length or self.entropy or self.reconstruction):
-            return ()
-        return ("loss_weights", "entropies") if self.entropy else ("loss_weights",)
+        """Fields of a batch that the losses read besides bases, patch lengths and weights."""
+        return ("entropies",) if self.entropy else ()
 
     def flops(
         self, num_bases: int, num_patches: int, width: int, patch_width: int, max_patch_bases: int, decoder: float
@@ -94,9 +96,7 @@ class AuxiliaryLosses(nn.Module):
         layout: PatchLayout,
         patches_BPM: Tensor,
         states_BLD: Tensor,
-        reconstructed: Tensor | None,
-        bases: Tensor,
-        class_of_byte: Tensor,
+        reconstruction_nats: Tensor | None,
         loss_weights: Tensor,
         entropies: Tensor | None,
     ) -> Tensor:
@@ -106,14 +106,12 @@ class AuxiliaryLosses(nn.Module):
             layout: of the finished patches.
             patches_BPM: what the global model made of the patches.
             states_BLD: of the decoder; those at t score base t + 1.
-            reconstructed: the autoencoder's logits [B, L, C], where that loss has a coefficient.
-            bases: int64 [B, L].
-            class_of_byte: int64 [512].
+            reconstruction_nats: scalar, the autoencoder's, where that loss has a coefficient.
             loss_weights: float32 [B, L], weight of base t as a target.
             entropies: float32 [B, L], nats, where that loss has a coefficient; read where the weight is above 0.
 
         Returns:
-            float32 scalar, nats.
+            A scalar, float32 at least, nats.
         """
         nats = loss_weights.new_zeros(())
         if self.patch_length is not None:
@@ -123,9 +121,8 @@ class AuxiliaryLosses(nn.Module):
             assert entropies is not None, "the entropy loss is trained with entropies"
             guess = self.entropy(states_BLD[:, :-1]).squeeze(-1)
             nats = nats + self.config.entropy * _entropy_nats(guess, entropies[:, 1:], loss_weights[:, 1:])
-        if reconstructed is not None:
-            found = weighted_nats(reconstructed, bases, loss_weights, class_of_byte)
-            nats = nats + self.config.reconstruction * found
+        if reconstruction_nats is not None:
+            nats = nats + self.config.reconstruction * reconstruction_nats
         return nats
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import linear
+from hyena_blt_savanna.model.head import Head, Targets
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerEmbedding
 from hyena_blt_savanna.model.precision import WideLinear
 from hyena_blt_savanna.model.prediction import Prediction
@@ -115,28 +116,38 @@ class HNet(nn.Module):
         nn.init.zeros_(self.residual.weight)
         nn.init.zeros_(self.residual.bias)
         self.decoder = config.decoder.build()
-        self.head = nn.Linear(width, NUM_SCORED, bias=False)
+        self.head = Head(width, NUM_SCORED)
         nn.init.zeros_(self.head.weight)
         self.register_buffer("class_of_byte", class_of_byte(), persistent=False)
 
-    def forward(self, bases: Tensor, patch_lengths: Tensor | None = None) -> Tensor | Prediction:
+    def forward(
+        self,
+        bases: Tensor,
+        patch_lengths: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        loss_chunk_bases: int | None = None,
+    ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
         Args:
             bases: int64 [B, L]; byte 1 is padding, on the right.
             patch_lengths: not read; taken so that all architectures are called alike.
+            loss_weights: float32 [B, L], weight of base t as a target: asks for nats in place of logits.
+            loss_chunk_bases: bases whose logits exist at a time where nats are asked for; None: all of them.
 
         Returns:
-            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. In
-            training: a Prediction, with the number of chunks and, where it has a coefficient, the ratio loss: that of
-            a row, times its bases and the coefficient.
+            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. With
+            `loss_weights`: a Prediction, with the number of chunks and, in training and where it has a coefficient,
+            the ratio loss: that of a row, times its bases and the coefficient.
         """
         states, routing = self._route(bases)
         decoded = self.decoder(self._through_chunks(states, routing))
-        logits: Tensor = self.head(decoded)
-        if not self.training:
+        if loss_weights is None:
+            logits: Tensor = self.head(decoded)
             return logits
-        return Prediction(logits, self._ratio_nats(routing, bases != PADDING), routing.starts.sum())
+        nats = self.head(decoded, targets=Targets(bases, loss_weights, self.class_of_byte, loss_chunk_bases))
+        ratio_nats = self._ratio_nats(routing, bases != PADDING) if self.training else None
+        return Prediction(nats, ratio_nats, routing.starts.sum())
 
     def _ratio_nats(self, routing: Routing, is_real: Tensor) -> Tensor | None:
         if not self.config.ratio_loss:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model import flops
 from hyena_blt_savanna.model.auxiliary import AuxiliaryConfig
+from hyena_blt_savanna.model.head import Targets
 from hyena_blt_savanna.model.kmers import KmerConfig
 from hyena_blt_savanna.model.local_blocks import GATED_CONVOLUTION, scale_residual_branches
 from hyena_blt_savanna.model.local_decoder import DecoderConfig, LocalDecoder
@@ -79,7 +80,7 @@ class HyenaBLTConfig(Config):
             "local_decoder": self.decoder.flops(num_bases, width) + out_of,
             "head": flops.linear(num_bases, width, NUM_SCORED),
         }
-        if training and objective == "next_base" and self.auxiliary.inputs:
+        if training and objective == "next_base" and self.auxiliary.has_losses:
             once_more = parts["local_decoder"] + parts["head"]
             parts["auxiliary"] = self.auxiliary.flops(num_bases, num_patches, *sizes, once_more)
         return parts
@@ -140,7 +141,7 @@ class HyenaBLT(nn.Module):
 
     @property
     def auxiliary_inputs(self) -> tuple[str, ...]:
-        """Fields of a batch that `forward` reads in training besides bases and patch lengths."""
+        """Fields of a batch that `forward` reads in training besides bases, patch lengths and weights."""
         return self.config.auxiliary.inputs
 
     @property
@@ -157,6 +158,7 @@ class HyenaBLT(nn.Module):
         entropies: Tensor | None = None,
         left_patches: int = 0,
         first_positions: Tensor | None = None,
+        loss_chunk_bases: int | None = None,
     ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
@@ -165,30 +167,34 @@ class HyenaBLT(nn.Module):
             patch_lengths: integer [B, P]; zeros are padding, on the right. What they leave of the bases is an
                 unfinished patch.
             objective: next_base is the language model; autoencoder see `reconstruct`.
-            loss_weights: float32 [B, L]; read by auxiliary losses only, in training. They are 0 in left patches.
-            entropies: float32 [B, L], nats; likewise.
+            loss_weights: float32 [B, L], weight of base t as a target, 0 in left patches: asks for nats in place of
+                logits.
+            entropies: float32 [B, L], nats; read by an auxiliary loss only, in training.
             left_patches: on several context ranks: how many patches, at the start of each row, belong to the slice on
                 the left: `num_left_patches`, or all there are.
             first_positions: int64 [B], bases of its window that precede each row; None: there are none.
+            loss_chunk_bases: bases whose logits exist at a time where nats are asked for; None: all of them.
 
         Returns:
-            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. In training
-            as a language model with auxiliary losses: a Prediction.
+            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. With
+            `loss_weights`: a Prediction, which in training as a language model has the auxiliary losses.
         """
+        targets = None if loss_weights is None else Targets(bases, loss_weights, self.class_of_byte, loss_chunk_bases)
         layout = lay_out(patch_lengths, bases.shape[1], self.config.max_patch_bases)
         x_BLD, patches_BPM = self.encoder(bases, layout, 0 if first_positions is None else first_positions)
         if objective == "autoencoder":
-            return self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
+            scored = self._from_own_patches(x_BLD, patches_BPM, patch_lengths, targets)
+            return scored if targets is None else Prediction(scored)
         after_BPM = self._through_global_model(patches_BPM, left_patches)
-        if not (self.training and self.auxiliary_inputs):
+        if targets is None:
             return self.decoder(x_BLD, after_BPM, patch_lengths)
-        assert loss_weights is not None, "auxiliary losses are trained with loss_weights"
-        logits, states_BLD = self.decoder(x_BLD, after_BPM, patch_lengths, with_states=True)
-        reconstructed = None
+        nats, states_BLD = self.decoder(x_BLD, after_BPM, patch_lengths, targets=targets, with_states=True)
+        if not (self.training and self.config.auxiliary.has_losses):
+            return Prediction(nats)
+        again = None
         if self.config.auxiliary.reconstruction:
-            reconstructed = self._from_own_patches(x_BLD, patches_BPM, patch_lengths)
-        targets = (bases, self.class_of_byte, loss_weights, entropies)
-        return Prediction(logits, self.auxiliary(layout, after_BPM, states_BLD, reconstructed, *targets))
+            again = self._from_own_patches(x_BLD, patches_BPM, patch_lengths, targets)
+        return Prediction(nats, self.auxiliary(layout, after_BPM, states_BLD, again, targets.loss_weights, entropies))
 
     def _through_global_model(self, patches_BPM: Tensor, left_patches: int) -> Tensor:
         """What the global model makes of the patches; on several context ranks, the neighbour's of the left ones."""
@@ -215,7 +221,9 @@ class HyenaBLT(nn.Module):
         """
         return self(bases, patch_lengths, objective="autoencoder")
 
-    def _from_own_patches(self, x_BLD: Tensor, patches_BPM: Tensor, patch_lengths: Tensor) -> Tensor:
+    def _from_own_patches(
+        self, x_BLD: Tensor, patches_BPM: Tensor, patch_lengths: Tensor, targets: Targets | None
+    ) -> Tensor:
         # The decoder reads one patch behind: with each vector one patch early, a base reads its own patch's.
         early_BPM = torch.cat([patches_BPM[:, 1:], torch.zeros_like(patches_BPM[:, :1])], 1)
-        return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0])
+        return self.decoder(x_BLD, early_BPM, patch_lengths, before_BM=patches_BPM[:, 0], targets=targets)

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import linear
+from hyena_blt_savanna.model.head import Targets
 from hyena_blt_savanna.model.initialisation import small_init_std
 from hyena_blt_savanna.model.kmers import KmerConfig, KmerTables
+from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.model.scored_classes import class_of_byte
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import NUM_SCORED, VOCABULARY_SIZE
@@ -125,7 +127,9 @@ class Isotropic(nn.Module):
         patch_lengths: Tensor | None = None,
         left_patches: int = 0,
         first_positions: Tensor | None = None,
-    ) -> Tensor:
+        loss_weights: Tensor | None = None,
+        loss_chunk_bases: int | None = None,
+    ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
         Args:
@@ -134,9 +138,12 @@ class Isotropic(nn.Module):
             left_patches: on several context ranks: how many bases, at the start of each row, belong to the slice on
                 the left: 1, or 0 on the first rank. Without them, slices are of one length.
             first_positions: int64 [B], bases of its window that precede each row; None: there are none.
+            loss_weights: float32 [B, L], weight of base t as a target: asks for nats in place of logits.
+            loss_chunk_bases: bases whose logits exist at a time where nats are asked for; None: all of them.
 
         Returns:
-            [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1.
+            [B, L, 512], or [B, L, NUM_SCORED] with a head of the scored bytes: logits at t score base t + 1. With
+            `loss_weights`: a Prediction.
         """
         first_own = left_patches + (0 if first_positions is None else first_positions)
         states_BLM = self.states(bases[:, left_patches:], first_own)
@@ -144,6 +151,9 @@ class Isotropic(nn.Module):
             left_BLM = self.context.halo(states_BLM, 1, sequence_dim=1)
             assert left_BLM is not None
             states_BLM = torch.cat([left_BLM[:, 1 - left_patches :], states_BLM], 1)
+        if loss_weights is not None:
+            targets = Targets(bases, loss_weights, self.class_of_byte, loss_chunk_bases)
+            return Prediction(self.head(states_BLM, targets=targets))
         logits: Tensor = self.head(states_BLM)
         return logits[..., :VOCABULARY_SIZE]
 
@@ -160,8 +170,13 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_rows, width))
         nn.init.normal_(self.weight, std=small_init_std(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Looks up integers [B, L] as vectors [B, L, M], or scores vectors [B, L, M] as logits [B, L, num_rows]."""
+    def forward(self, x: Tensor, targets: Targets | None = None) -> Tensor:
+        """Looks up integers [B, L] as vectors [B, L, M], or scores vectors [B, L, M] as logits [B, L, num_rows].
+
+        With targets, vectors are scored as the weighted nats of these, a scalar.
+        """
+        if targets is not None:
+            return targets.nats_of_states(x, self.weight[:VOCABULARY_SIZE])
         if x.is_floating_point():
             return functional.linear(x, self.weight)
         return functional.embedding(x, self.weight)

@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import linear
+from hyena_blt_savanna.model.head import Targets
 from hyena_blt_savanna.model.initialisation import small_init_std
 from hyena_blt_savanna.model.patches import PatchLayout, close_unfinished, lay_out
+from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.model.scored_classes import class_of_byte
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.nucleotides import BASE_CODE, END_OF_DOCUMENT, OTHER_CODE, PADDING, VOCABULARY_SIZE
@@ -96,17 +98,32 @@ class KmerTokens(nn.Module):
         self.register_buffer("base_codes", codes, persistent=False)
         self.register_buffer("class_of_byte", class_of_byte(), persistent=False)
 
-    def forward(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        bases: Tensor,
+        patch_lengths: Tensor,
+        loss_weights: Tensor | None = None,
+        loss_chunk_bases: int | None = None,
+    ) -> Tensor | Prediction:
         """Scores the next base at each base.
 
         Args:
             bases: int64 [B, L].
             patch_lengths: integer [B, P], each at most k; zeros are padding, on the right. What they leave of the
                 bases is an unfinished patch.
+            loss_weights: float32 [B, L], weight of base t as a target: asks for nats in place of logits.
+            loss_chunk_bases: not read: what is large here is the head over words, not the logits of bases.
 
         Returns:
-            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document.
+            float [B, L, NUM_SCORED]: logits at t score base t + 1; columns are A, C, G, T, end of document. With
+            `loss_weights`: a Prediction.
         """
+        logits = self._logits(bases, patch_lengths)
+        if loss_weights is None:
+            return logits
+        return Prediction(Targets(bases, loss_weights, self.class_of_byte).nats_of_logits(logits))
+
+    def _logits(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
         num_bases, word_bases = bases.shape[1], self.config.word_bases
         read = self.global_model(self.words(self.word_rows(bases, patch_lengths)))
         start = self.start.to(read.dtype).expand(len(bases), 1, -1)

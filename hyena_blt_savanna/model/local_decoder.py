@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.from_patches import CrossAttentionConfig, FromPatchesConfig, PlacesConfig
+from hyena_blt_savanna.model.head import Head, Targets
 from hyena_blt_savanna.model.local_blocks import LocalConfig, check_heads
 from hyena_blt_savanna.model.patches import close_unfinished, lay_out
 from hyena_blt_savanna.model.positions import PositionConfig
@@ -55,7 +56,7 @@ class LocalDecoder(nn.Module):
         self.place = nn.Embedding(max_patch_bases, width) if needs_place else None
         self.blocks = config.build(width)
         self.norm = nn.LayerNorm(width, bias=False)
-        self.head = nn.Linear(width, NUM_SCORED, bias=False)
+        self.head = Head(width, NUM_SCORED)
         nn.init.zeros_(self.head.weight)
         if self.place is not None:
             nn.init.normal_(self.place.weight, std=0.1)
@@ -66,6 +67,7 @@ class LocalDecoder(nn.Module):
         patches_BPM: Tensor,
         patch_lengths: Tensor,
         before_BM: Tensor | None = None,
+        targets: Targets | None = None,
         with_states: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Scores the next base at each base.
@@ -76,10 +78,12 @@ class LocalDecoder(nn.Module):
             patch_lengths: integer [B, P].
             before_BM: what the global model made of the patch before the first one given, where the bases are a
                 part of a longer sequence; the learned start vector by default.
+            targets: ask for the nats of these bases in place of logits.
             with_states: return what the head reads, too.
 
         Returns:
-            logits [B, L, NUM_SCORED]; those at t read patch `patch_of(t + 1) - 1`. With states: they and [B, L, D].
+            logits [B, L, NUM_SCORED]; those at t read patch `patch_of(t + 1) - 1`. With targets: their nats, a scalar.
+            With states: either, and [B, L, D].
         """
         batch, num_bases, _ = x_BLD.shape
         # The base to be predicted behind the last one given belongs to a patch as well.
@@ -94,5 +98,5 @@ class LocalDecoder(nn.Module):
         for block in self.blocks:
             x_BLD = block(x_BLD)
         states_BLD = self.norm(x_BLD)
-        logits: Tensor = self.head(states_BLD)
-        return (logits, states_BLD) if with_states else logits
+        scored: Tensor = self.head(states_BLD, targets=targets)
+        return (scored, states_BLD) if with_states else scored

@@ -14,14 +14,15 @@ from torch import distributed as dist
 
 from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.data.slices import slice_batch
-from hyena_blt_savanna.model.base_nats import weighted_nats
 from hyena_blt_savanna.model.blocks import Block
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
+
+LOSS_CHUNK_BASES = 23
+"""Of models that are trained on slices."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class ModelOutcome:
 
 
 def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelOutcome:
-    """A case on slices, or on whole windows; in fp64."""
+    """A case on slices, or on whole windows; in fp64, the loss by chunks of bases."""
     config = TypeAdapter(HyenaBLTConfig | IsotropicConfig).validate_python(case.config)
     model = config.build(context).double()
     model.load_state_dict(case.state)
@@ -127,19 +128,19 @@ def run_model(case: ModelCase, context: ContextParallel = SINGLE_RANK) -> ModelO
     if context.num_ranks > 1:
         batch = slice_batch(batch, context.rank, context.num_ranks, config.num_left_patches)
     asked = {name: getattr(batch, name) for name in ("left_patches", "first_positions")}
-    asked |= {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
     if case.objective != "next_base":
         asked["objective"] = case.objective
-    # Ranks that share windows draw the same numbers.
-    torch.manual_seed(0)
-    logits, auxiliary_nats, _ = as_prediction(model(batch.bases, batch.patch_lengths, **asked))
-    nats = weighted_nats(logits, batch.bases, batch.loss_weights, model.class_of_byte)
+    with torch.no_grad():
+        logits = _drawn(model, batch, asked)
+    asked |= {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
+    asked |= {"loss_weights": batch.loss_weights, "loss_chunk_bases": LOSS_CHUNK_BASES}
+    nats, auxiliary_nats, _ = _drawn(model, batch, asked)
     if auxiliary_nats is not None:
         nats = nats + auxiliary_nats
     nats.backward()
     num_left = batch.patch_lengths[:, : batch.left_patches].sum(1)
     num_here = batch.patch_lengths.sum(1)
-    rows = zip(logits.detach(), num_left, num_here, strict=True)
+    rows = zip(logits, num_left, num_here, strict=True)
     # Logits at t score base t + 1; nothing scores the byte in front of a window.
     scoring = [row[max(int(left) - 1, 0) : max(int(here) - 1, 0)] for row, left, here in rows]
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
@@ -168,6 +169,12 @@ def check_slices(whole: ModelOutcome, parts: Sequence[ModelOutcome], tolerance: 
         found = torch.stack([part.gradients[name] for part in parts]).sum(0)
         error = float((found - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3))
         assert error <= 100 * tolerance, f"gradient of {name}: {error:.1e} of the largest value"
+
+
+def _drawn(model: nn.Module, batch: Batch, asked: dict[str, Any]) -> Any:
+    """A forward pass; ranks that share windows draw the same numbers."""
+    torch.manual_seed(0)
+    return model(batch.bases, batch.patch_lengths, **asked)
 
 
 @dataclass(frozen=True)

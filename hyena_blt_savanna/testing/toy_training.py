@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyena_blt_savanna.model.base_nats import weighted_nats
+from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.nucleotides import BASES, END_OF_DOCUMENT, NUM_SCORED, PADDING, SCORED, VOCABULARY_SIZE
 
 
@@ -17,6 +19,8 @@ class ToyModel(nn.Module):
     Args:
         width: channels D.
     """
+
+    class_of_byte: Tensor
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -28,13 +32,22 @@ class ToyModel(nn.Module):
         classes[list(SCORED)] = torch.arange(NUM_SCORED)
         self.register_buffer("class_of_byte", classes, persistent=False)
 
-    def forward(self, bases: Tensor, patch_lengths: Tensor) -> Tensor:
-        """Logits [B, L, 5] of bases [B, L]; the boundaries are not looked at."""
+    def forward(
+        self,
+        bases: Tensor,
+        patch_lengths: Tensor,
+        loss_weights: Tensor | None = None,
+        loss_chunk_bases: int | None = None,
+    ) -> Tensor | Prediction:
+        """Logits [B, L, 5] of bases [B, L], or nats of all of them at once; the boundaries are not looked at."""
         x_BDL = self.embedding(bases).transpose(1, 2)
         for convolution in self.convolutions:
             assert isinstance(convolution, nn.Conv1d)
             x_BDL = x_BDL + functional.gelu(convolution(functional.pad(x_BDL, (convolution.kernel_size[0] - 1, 0))))
-        return self.head(self.norm(x_BDL.transpose(1, 2)))
+        logits = self.head(self.norm(x_BDL.transpose(1, 2)))
+        if loss_weights is None:
+            return logits
+        return Prediction(weighted_nats(logits, bases, loss_weights, self.class_of_byte))
 
 
 @dataclass(frozen=True)

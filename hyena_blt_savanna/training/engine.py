@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.hyena_blt import Objective
-from hyena_blt_savanna.model.prediction import Prediction, as_prediction
-from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
+from hyena_blt_savanna.model.prediction import Prediction
+from hyena_blt_savanna.training.loss import scored_weight
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
 
@@ -129,8 +129,9 @@ class TrainingEngine:
     that neither the number of ranks nor accumulation changes a gradient.
 
     Args:
-        model: maps bases and patch lengths to logits, and has the buffer `class_of_byte`. A model with losses of its
-            own may have `auxiliary_inputs`: names of fields of a batch that it is given in training, too.
+        model: maps bases and patch lengths to logits or, given `loss_weights` and `loss_chunk_bases`, to a Prediction,
+            and has the buffer `class_of_byte`. A model with losses of its own may have `auxiliary_inputs`: names of
+            fields of a batch that it is given in training, too.
         ranks: from `join_ranks`.
         optimizer: AdamW's settings.
         gradient_clipping: largest norm of all gradients; None does not clip.
@@ -138,6 +139,7 @@ class TrainingEngine:
         deepspeed_block: DeepSpeed's own settings, such as `zero_optimization`.
         torch_optimizer: takes the place of AdamW.
         objective: what the model is asked for; anything but next_base is for a HyenaBLT.
+        loss_chunk_bases: bases whose logits exist at a time; None: all of a micro batch.
 
     Attributes:
         optimizer_names: of the parameters that are trained, in the order of the optimizer.
@@ -154,6 +156,7 @@ class TrainingEngine:
         deepspeed_block: Mapping[str, Any] | None = None,
         torch_optimizer: torch.optim.Optimizer | None = None,
         objective: Objective = "next_base",
+        loss_chunk_bases: int | None = None,
     ) -> None:
         import deepspeed
 
@@ -162,6 +165,7 @@ class TrainingEngine:
         self.gradient_clipping = gradient_clipping
         self.precision = precision
         self.objective = objective
+        self.loss_chunk_bases = loss_chunk_bases
         self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
         self.module = model
         built = torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device))
@@ -217,14 +221,30 @@ class TrainingEngine:
             None if batch.first_positions is None else batch.first_positions.to(device, non_blocking=True),
         )
 
-    def forward(self, batch: TrainingBatch) -> Tensor | Prediction:
-        """Logits [B, L, C] of a batch that is on the device; in training, with the model's own losses if it has any."""
-        # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
-        asked: dict[str, Any] = {} if self.objective == "next_base" else {"objective": self.objective}
-        if self.ranks.num_context > 1:
-            asked |= {"left_patches": batch.left_patches, "first_positions": batch.first_positions}
+    def logits(self, batch: TrainingBatch) -> Tensor:
+        """Logits [B, L, C] of a batch that is on the device."""
+        logits: Tensor = self._forward(batch)
+        return logits
+
+    def score(self, batch: TrainingBatch, loss_weights: Tensor) -> Prediction:
+        """Nats of a batch that is on the device; in training, with the model's own losses if it has any.
+
+        Args:
+            batch: its own weights are not read.
+            loss_weights: float32 [B, L], on the device.
+        """
+        asked = {"loss_weights": loss_weights, "loss_chunk_bases": self.loss_chunk_bases}
         if self.module.training:
             asked |= {name: getattr(batch, name) for name in getattr(self.module, "auxiliary_inputs", ())}
+        # ZeRO 3 rebuilds a named tuple as a plain one.
+        return Prediction(*self._forward(batch, **asked))
+
+    def _forward(self, batch: TrainingBatch, **asked: Any) -> Any:
+        # Through the engine whatever the objective is: ZeRO 3 gathers weights around the calls of modules.
+        if self.objective != "next_base":
+            asked["objective"] = self.objective
+        if self.ranks.num_context > 1:
+            asked |= {"left_patches": batch.left_patches, "first_positions": batch.first_positions}
         return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
 
     def accumulate(self, micro_batches: Sequence[TrainingBatch]) -> Totals:
@@ -251,9 +271,8 @@ class TrainingEngine:
             totals.padding_patches += int((batch.patch_lengths == 0).sum())
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            logits, auxiliary_nats, num_patches = as_prediction(self.forward(batch))
+            loss, auxiliary_nats, num_patches = self.score(batch, batch.loss_weights)
             patches += _num_given(batch) if num_patches is None else num_patches
-            loss = weighted_nats(logits, batch.bases, batch.loss_weights, self.class_of_byte)
             nats += loss.detach()
             if auxiliary_nats is not None:
                 auxiliary += auxiliary_nats.detach()

@@ -231,6 +231,7 @@ def build_engine(
         faster_precision(ranks.device) if training.precision == "auto" else training.precision,
         config.deepspeed_block(),
         objective=objective,
+        loss_chunk_bases=training.loss_chunk_bases,
     )
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
@@ -84,6 +84,8 @@ class TrainingConfig(Config):
     """bf16: matrix products in bfloat16, weights and optimizer in fp32. auto: bf16 where the hardware has it."""
     activation_checkpointing: bool = False
     """Keep only each block's input for the backward pass, and compute the rest again."""
+    loss_chunk_bases: PositiveInt | None = 16_384
+    """Bases of a rank whose logits exist at a time; null: those of a whole micro batch."""
     validation: ValidationConfig | None = ValidationConfig()
     """On held-out windows; null for none."""
     checkpoints: CheckpointConfig = CheckpointConfig()

@@ -10,10 +10,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.evaluation.reconstruction import wrong_bases
-from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.nucleotides import BASES
 from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
-from hyena_blt_savanna.training.loss import base_nats, scored_weight
+from hyena_blt_savanna.training.loss import scored_weight, weighted_nats
 
 Item = TypeVar("Item")
 
@@ -89,19 +88,21 @@ def validate(
 def _score(engine: TrainingEngine, batch: TrainingBatch, counts: torch.Tensor) -> Totals:
     batch = engine.to_device(batch)
     weights = batch.loss_weights * counts[:, None].to(batch.loss_weights)
-    logits = as_prediction(engine.forward(batch)).logits
-    nats = base_nats(logits, batch.bases, engine.class_of_byte)
     lengths = batch.patch_lengths[counts.to(batch.patch_lengths.device), batch.left_patches :]
     # The byte in front of a window is a patch of its own, and no base of it.
     num_front = 0 if batch.left_patches else len(lengths)
     num_exact, num_judged = 0.0, 0.0
-    if engine.objective == "autoencoder":
+    if engine.objective == "next_base":
+        nats = engine.score(batch, weights).nats
+    else:
+        logits = engine.logits(batch)
+        nats = weighted_nats(logits, batch.bases, weights, engine.class_of_byte)
         classes = engine.class_of_byte[batch.bases]
         is_scored = (weights > 0) & (classes >= 0) & (classes < len(BASES))
         wrong, is_judged = wrong_bases(logits, batch.bases, batch.patch_lengths, engine.class_of_byte, is_scored)
         num_exact, num_judged = float((is_judged & (wrong == 0)).sum()), float(is_judged.sum())
     return Totals(
-        nats=float((nats.double() * weights[:, 1:]).sum()),
+        nats=float(nats),
         weight=float(scored_weight(weights)),
         bases=float(lengths.sum()) - num_front,
         patches=float((lengths > 0).sum()) - num_front,

@@ -64,9 +64,7 @@ def hidden(model: HyenaBLT, bases: Tensor) -> tuple[Tensor, Tensor]:
     """What the global model made of the patches, and the states that the logits are made of."""
     seen: list[Tensor] = []
     handle = model.decoder.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    model.eval()
     model(bases, LENGTHS)
-    model.train()
     handle.remove()
     _, patches = model.encoder(bases, lay_out(LENGTHS, NUM_BASES, LONGEST))
     return model.global_model(patches), seen[0]
@@ -170,28 +168,25 @@ def test_where_gradients_flow(
 
 
 @torch.no_grad()
-def test_logits_are_those_without(batch: dict[str, Tensor]) -> None:
+def test_logits_and_nats_are_those_without(batch: dict[str, Tensor]) -> None:
     model, without = build(**dict.fromkeys(NAMES, 1.0)), build()
     without.load_state_dict({key: model.state_dict()[key] for key in without.state_dict()})
-    wanted = without(batch["bases"], LENGTHS)
-    assert isinstance(wanted, Tensor)
-    assert torch.equal(run(model, batch).logits, wanted)
-    assert torch.equal(without.eval()(batch["bases"], LENGTHS), wanted)
+    wanted, wanted_nats = without(batch["bases"], LENGTHS), run(without, batch).nats
+    assert run(without, batch).auxiliary_nats is None
+    assert torch.equal(run(model, batch).nats, wanted_nats)
+    assert torch.equal(model(batch["bases"], LENGTHS), wanted)
     model.eval()
-    for given in ({}, {"loss_weights": batch["loss_weights"], "entropies": batch["entropies"]}):
-        found = model(batch["bases"], LENGTHS, **given)
-        assert isinstance(found, Tensor)
-        assert torch.equal(found, wanted)
+    assert torch.equal(model(batch["bases"], LENGTHS), wanted)
+    assert run(model, batch) == (wanted_nats, None, None)
 
 
 @torch.no_grad()
 def test_targets_are_no_input(batch: dict[str, Tensor]) -> None:
-    """Other entropies and weights change no logit; where nothing weighs, an entropy may be anything."""
+    """Other entropies change no nats of bases; where nothing weighs, an entropy may be anything."""
     model = build(**dict.fromkeys(NAMES, 1.0))
     before = run(model, batch)
-    entropies = batch["entropies"].flip(1)
-    after = run(model, batch, entropies=entropies, loss_weights=batch["loss_weights"] + 1)
-    assert torch.equal(after.logits, before.logits)
+    after = run(model, batch, entropies=batch["entropies"].flip(1))
+    assert torch.equal(after.nats, before.nats)
     assert after.auxiliary_nats != before.auxiliary_nats
     unknown = batch["entropies"].masked_fill(batch["loss_weights"] == 0, math.nan)
     assert unknown.isnan().any()
@@ -235,7 +230,7 @@ def test_a_model_without_losses_is_the_model_that_it_was() -> None:
         heads = {f"auxiliary.{name}.{kind}" for name in names for kind in ("weight", "bias") if name != NAMES[2]}
         assert model.state_dict().keys() - plain.state_dict().keys() == heads
         assert all(torch.equal(model.state_dict()[key], value) for key, value in plain.state_dict().items())
-        assert model.auxiliary_inputs == (("loss_weights", "entropies") if "entropy" in names else ("loss_weights",))
+        assert model.auxiliary_inputs == (("entropies",) if "entropy" in names else ())
 
 
 def test_losses_are_computed_in_training_only() -> None:

@@ -114,36 +114,40 @@ def test_a_document_begins_a_chunk(model: HNet, bases: Tensor) -> None:
     assert model.chunk_starts(bases)[:, [0, 31]].all()
 
 
+def score(model: HNet, bases: Tensor) -> Prediction:
+    prediction = model(bases, loss_weights=torch.ones(bases.shape, dtype=torch.double))
+    assert isinstance(prediction, Prediction)
+    return prediction
+
+
 def test_the_ratio_loss_is_added_in_training_alone(bases: Tensor) -> None:
     model = build()
     bases[1, 41:] = PADDING
-    prediction = model.train()(bases)
-    assert isinstance(prediction, Prediction)
+    prediction = score(model.train(), bases)
     is_real = bases != PADDING
     _, routing = model._route(bases)
     losses = ratio_loss(routing, is_real, 4.0)
     expected = 0.02 * (59 * losses[0] + 40 * losses[1] + 59 * losses[2])
     torch.testing.assert_close(prediction.auxiliary_nats, expected)
     # Which rows share a batch does not matter.
-    alone = sum(model(bases[row : row + 1]).auxiliary_nats for row in range(3))
+    alone = sum(score(model, bases[row : row + 1]).auxiliary_nats for row in range(3))
     torch.testing.assert_close(prediction.auxiliary_nats, alone)
-    assert build(ratio_loss=0.0).train()(bases).auxiliary_nats is None
+    assert score(build(ratio_loss=0.0).train(), bases).auxiliary_nats is None
+    assert score(model.eval(), bases).auxiliary_nats is None
 
 
-def test_chunks_are_counted_in_training_and_the_logits_are_the_same(model: HNet, bases: Tensor) -> None:
+def test_chunks_are_counted_and_the_logits_are_the_same_in_training(model: HNet, bases: Tensor) -> None:
     bases[1, 41:] = PADDING
-    prediction = build().train()(bases)
-    logits = model(bases)
-    assert isinstance(logits, Tensor)
-    torch.testing.assert_close(prediction.logits, logits)
+    torch.testing.assert_close(build().train()(bases), model(bases))
+    prediction = score(build().train(), bases)
     assert prediction.num_patches == model.chunk_starts(bases).sum() > 3
 
 
 @pytest.mark.parametrize("kmers", [{"sizes": [1, 3]}, None])
 def test_every_weight_has_a_gradient(bases: Tensor, kmers: dict[str, Any] | None) -> None:
     model = build(kmers=kmers).train()
-    prediction = model(bases)
-    (prediction.logits.square().sum() + prediction.auxiliary_nats).backward()
+    prediction = score(model, bases)
+    (prediction.nats + prediction.auxiliary_nats).backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name
         assert torch.isfinite(weight.grad).all(), name
@@ -153,7 +157,7 @@ def test_every_weight_has_a_gradient(bases: Tensor, kmers: dict[str, Any] | None
 def test_the_router_learns_from_the_bases_too(bases: Tensor) -> None:
     """Through the running mean's weights and the straight-through factor, without the ratio loss."""
     model = build(ratio_loss=0.0).train()
-    model(bases).logits.square().sum().backward()
+    score(model, bases).nats.backward()
     assert model.router.query.weight.grad.abs().max() > 1e-6
 
 

@@ -13,11 +13,11 @@ from hyena_blt_savanna.model.hnet import HNet, HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
-from hyena_blt_savanna.model.prediction import as_prediction
 from hyena_blt_savanna.nucleotides import PADDING
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
+from hyena_blt_savanna.training.loss import weighted_nats
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.run_config import with_activation_checkpointing
@@ -31,11 +31,15 @@ def make_model(seed: int = 0) -> ToyModel:
     return ToyModel()
 
 
+def plain_auxiliary_nats(model: nn.Module, batch: ToyBatch) -> torch.Tensor | None:
+    targets = {name: getattr(batch, name) for name in ("loss_weights", *getattr(model, "auxiliary_inputs", ()))}
+    return model(batch.bases, batch.patch_lengths, **targets).auxiliary_nats
+
+
 def plain_gradients(model: nn.Module, batch: ToyBatch) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of the bases by the formula, in one pass over all windows; the gradients of the model's own too."""
-    targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
-    logits, auxiliary_nats, _ = as_prediction(model(batch.bases, batch.patch_lengths, **targets))
-    log_probabilities = logits.log_softmax(-1)
+    log_probabilities = model(batch.bases, batch.patch_lengths).log_softmax(-1)
+    auxiliary_nats = plain_auxiliary_nats(model, batch)
     scored = []
     for row, position in itertools.product(range(len(batch.bases)), range(1, batch.bases.shape[1])):
         column = int(model.class_of_byte[batch.bases[row, position]])
@@ -144,7 +148,7 @@ def check_bf16(ranks: Ranks, zero_stage: int) -> None:
     batch = toy_windows(NUM_WINDOWS)
     wanted, _ = plain_gradients(make_model(), batch)
     first = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
-    assert engine.forward(share(ranks, 1, batch)[0]).dtype == torch.bfloat16
+    assert engine.logits(share(ranks, 1, batch)[0]).dtype == torch.bfloat16
     engine.update(1e-2)
     second = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
     engine.update(1e-2)
@@ -214,11 +218,6 @@ def build(kind: str, checkpointed: bool) -> nn.Module:
     return model
 
 
-def plain_auxiliary_nats(model: nn.Module, batch: ToyBatch) -> float:
-    targets = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
-    return float(as_prediction(model(batch.bases, batch.patch_lengths, **targets)).auxiliary_nats or 0.0)
-
-
 def num_patches(model: nn.Module, batch: ToyBatch) -> int:
     """Those that are found, or given, the bytes in front not counted."""
     if isinstance(model, HNet):
@@ -226,24 +225,29 @@ def num_patches(model: nn.Module, batch: ToyBatch) -> int:
     return int((batch.patch_lengths > 0).sum()) - len(batch.bases)
 
 
-def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: bool) -> None:
-    """Losses before and after a step, gradients of the step, of the models that are trained in earnest."""
+def check_real_model(ranks: Ranks, zero_stage: int, kind: str, saving: bool) -> None:
+    """Losses before and after a step, gradients of the step, of the models that are trained in earnest.
+
+    Saving memory: with activation checkpointing, and the loss by chunks of bases.
+    """
     from deepspeed.utils import safe_get_full_grad
 
     batch = toy_windows(NUM_WINDOWS)
     plain = build(kind, checkpointed=False)
     wanted_loss, wanted = plain_gradients(plain, batch)
-    wanted_auxiliary = plain_auxiliary_nats(plain, batch)
+    with torch.no_grad():
+        wanted_auxiliary = float(plain_auxiliary_nats(plain, batch) or 0.0)
     wanted_patches = num_patches(plain, batch)
     for parameter in plain.parameters():
         parameter.data -= 0.01 * parameter.grad
     wanted_next, _ = plain_gradients(plain, batch)
-    model = build(kind, checkpointed)
+    model = build(kind, checkpointed=saving)
     engine = TrainingEngine(
         model,
         ranks,
         deepspeed_block={"zero_optimization": {"stage": zero_stage}, "zero_allow_untested_optimizer": True},
         torch_optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        loss_chunk_bases=37 if saving else None,
     )
     sums = ranks.sum(engine.accumulate(share(ranks, 2, batch)).values())
     # ZeRO 3 gathers a weight around its owner's forward; it has noted any that was used elsewhere.
@@ -255,10 +259,15 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
     assert totals.padding_share_of_bases == float((batch.bases == PADDING).double().mean()) > 0
     assert totals.padding_share_of_patches == float((batch.patch_lengths == 0).double().mean()) > 0
     assert (totals.auxiliary_nats_per_base is None) == (kind not in ("auxiliary", "hnet"))
-    # In evaluation there are logits alone.
+    # In evaluation the bases are all that counts.
     model.eval()
     with torch.no_grad():
-        assert isinstance(engine.forward(share(ranks, 2, batch)[0]), torch.Tensor)
+        part = share(ranks, 2, batch)[0]
+        scored = engine.score(part, part.loss_weights)
+        logits = engine.logits(part)
+    assert scored.auxiliary_nats is None
+    nats = weighted_nats(logits, part.bases, part.loss_weights, model.class_of_byte)
+    assert math.isclose(scored.nats, nats, rel_tol=1e-6)
     model.train()
     for name, parameter in model.named_parameters():
         difference = largest_difference(safe_get_full_grad(parameter), wanted[name])
@@ -273,7 +282,7 @@ def check_real_model(ranks: Ranks, zero_stage: int, kind: str, checkpointed: boo
 def all_cases() -> None:
     ranks = join_ranks()
     for zero_stage, kind in itertools.product((0, 3), MODELS):
-        check_real_model(ranks, zero_stage, kind, checkpointed=zero_stage == 3)
+        check_real_model(ranks, zero_stage, kind, saving=zero_stage == 3)
     for zero_stage, accumulation in itertools.product((0, 1, 2, 3), (1, 2)):
         check_gradients(ranks, zero_stage, accumulation)
     for zero_stage in (0, 1, 2, 3):
