@@ -98,5 +98,5 @@ class LocalDecoder(nn.Module):
         for block in self.blocks:
             x_BLD = block(x_BLD)
         states_BLD = self.norm(x_BLD)
-        scored: Tensor = self.head(states_BLD, targets=targets)
+        scored: Tensor = self.head(states_BLD) if targets is None else self.head(states_BLD, targets=targets)
         return (scored, states_BLD) if with_states else scored
