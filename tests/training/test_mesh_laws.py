@@ -154,11 +154,10 @@ def build(name: str, context: ContextParallel = SINGLE_RANK) -> nn.Module:
 
 def plain_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of the bases by its formula, and what is trained: with the model's own losses."""
-    asked = {name: getattr(batch, name) for name in getattr(model, "auxiliary_inputs", ())}
-    output = model(batch.bases, batch.patch_lengths, **asked)
-    logits, own_nats = (output, 0.0) if isinstance(output, Tensor) else output[:2]
-    nats, weight = nats_of(logits, model, batch), batch.loss_weights.sum()
-    return nats / weight, (nats + own_nats) / weight
+    nats, weight = nats_of(model(batch.bases, batch.patch_lengths), model, batch), batch.loss_weights.sum()
+    asked = {name: getattr(batch, name) for name in ("loss_weights", *getattr(model, "auxiliary_inputs", ()))}
+    own_nats = model(batch.bases, batch.patch_lengths, **asked).auxiliary_nats
+    return nats / weight, (nats if own_nats is None else nats + own_nats) / weight
 
 
 def nats_of(logits: Tensor, model: nn.Module, batch: Batch) -> Tensor:
@@ -212,6 +211,7 @@ def check_case(all_ranks: Ranks, case: Case, batches: list[Batch], plain: PlainR
         gradient_clipping=CLIPPING,
         deepspeed_block={"zero_optimization": zero, "zero_allow_untested_optimizer": True},
         torch_optimizer=None if adamw else torch.optim.SGD(model.parameters(), lr=LR),
+        loss_chunk_bases=19,
     )
     for step, batch in enumerate(batches):
         totals = Totals(*ranks.sum(engine.accumulate(share(ranks, case, batch)).values()))
