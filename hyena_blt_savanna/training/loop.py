@@ -114,14 +114,15 @@ class TrainingLoop:
         while progress.step < stop_step:
             place = place_of(progress.step, self.plan.stages)
             part, num_done = self.plan.stages[place.stage].part_at(place.step_in_stage)
-            num_ranks = self.engine.ranks.mesh.num_data
-            self.engine.set_batch(part.batch_windows, part.micro_batch(num_ranks))
+            mesh = self.engine.ranks.mesh
+            self.engine.set_batch(part.batch_windows, part.micro_batch(mesh.num_data))
             logger.info(
-                "stage %d: %d steps of %d windows of %s bases",
+                "stage %d: %d steps of %d windows of %s bases%s",
                 place.stage,
                 part.steps - num_done,
                 part.batch_windows,
                 f"{part.window_bases:,}",
+                f", each shared by {mesh.num_context} ranks" if mesh.num_context > 1 else "",
             )
             with self.batches(place.stage, place.step_in_stage) as micro_batches:
                 for _ in range(num_done, part.steps):

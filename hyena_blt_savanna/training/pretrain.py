@@ -279,15 +279,13 @@ def _open(folder: RunFolder, lock: RunLock) -> None:
 
 
 def _say_hello(config: RunConfig, progress: Progress, newest: Path | None, facts: dict[str, Any]) -> None:
-    shared = f", {facts['num_context']} to a window" if facts["num_context"] > 1 else ""
     logger.info(
-        "%s: %s, %s parameters, %d rank(s) x %d thread(s)%s on %s, %s, ZeRO %d, %.0f GFLOP/s at best",
+        "%s: %s, %s parameters, %d rank(s) x %d thread(s) on %s, %s, ZeRO %d, %.0f GFLOP/s at best",
         config.run,
         facts["model"],
         f"{facts['num_parameters']:,}",
         facts["num_ranks"],
         facts["num_threads"],
-        shared,
         facts["device"],
         facts["precision"],
         facts["zero_stage"],

@@ -197,6 +197,24 @@ def test_validation_takes_the_windows_that_are_named(toy_config, annotated, monk
     assert taken == [[3, 0]]
 
 
+def test_validation_is_of_the_stages_own_windows(toy_config, toy_data, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "hyena_blt_savanna.training.run_data.validate",
+        lambda engine, indices, size, batch_of: taken.append((list(indices), size, batch_of(indices).bases.shape[1])),
+    )
+    for overrides in ([], ["training.validation.window_bases=64", "training.validation.micro_batch_windows=5"]):
+        score = RunData(config_for(toy_config, toy_data, *overrides), RANKS).validator(SimpleNamespace(ranks=RANKS))
+        for stage in (0, 1):
+            score(stage)
+    # 1,000 of 1,501 bases; four windows of a rank at once in the first stage, and one in the second.
+    of_stages, of_64 = taken[:2], taken[2:]
+    assert [(indices, size) for indices, size, _ in of_stages] == [([0, 1, 3, 5, 6, 8, 10], 4), ([0, 2, 4], 1)]
+    assert [128 < width <= 128 * (1 + stage) + 8 for stage, (_, _, width) in enumerate(of_stages)] == [True, True]
+    assert of_64[0] == of_64[1]
+    assert (len(of_64[0][0]), of_64[0][1]) == (15, 5)
+
+
 def test_a_validation_window_that_is_not_there_is_refused(toy_config, annotated):
     config = config_for(toy_config, annotated, "training.validation.windows=[0, 999]")
     with pytest.raises(DataError, match=r"training\.validation\.windows names window 999, and .*validation has \d+ of"):

@@ -32,6 +32,23 @@ def test_each_step_has_its_place():
     ]
 
 
+def test_a_length_warmup_is_stages_of_its_own():
+    """Steps, window, batch and micro batch of each part."""
+    warmup = {"steps": 7, "from_bases": 256}
+    stage = StageConfig(steps=20, window_bases=2048, batch_windows=4, micro_batch_windows=2, length_warmup=warmup)
+    found = [(part.steps, part.window_bases, part.batch_windows, part.micro_batch_windows) for part in stage.parts]
+    assert found == [(2, 256, 32, 16), (2, 512, 16, 8), (3, 1024, 8, 4), (13, 2048, 4, 2)]
+    assert all(part.parts == [part] for part in stage.parts)
+    parts = [stage.parts[index] for index in (0, 0, 1, 1, 2, 2, 2, *[3] * 13)]
+    assert [stage.part_at(step) for step in range(20)] == [
+        (part, parts[:step].count(part)) for step, part in enumerate(parts)
+    ]
+    # A rank's share of the batch divides as the stage's does.
+    whole_share = stage.model_copy(update={"micro_batch_windows": None})
+    assert [part.micro_batch(2) for part in whole_share.parts] == [16, 8, 4, 2]
+    assert place_of(STAGES[0].steps + 6, [STAGES[0], stage]) == Place(1, 6)
+
+
 def test_a_batch_is_divided_evenly():
     assert [STAGES[0].micro_batch(ranks) for ranks in (1, 2, 4, 8)] == [8, 4, 2, 1]
     assert [STAGES[0].num_micro_batches(ranks) for ranks in (1, 2)] == [1, 1]
