@@ -28,10 +28,10 @@ class GroupContext(ContextParallel):
         dist.destroy_process_group(self.group)
 
     def gather_sequence(self, x: Tensor, channel_dim: int, sequence_dim: int) -> Tensor:
-        return all_to_all(x, self.group, split_dim=channel_dim, join_dim=sequence_dim)
+        return self._swap(x, split_dim=channel_dim, join_dim=sequence_dim)
 
     def scatter_sequence(self, x: Tensor, channel_dim: int, sequence_dim: int) -> Tensor:
-        return all_to_all(x, self.group, split_dim=sequence_dim, join_dim=channel_dim)
+        return self._swap(x, split_dim=sequence_dim, join_dim=channel_dim)
 
     def own_channels(self, x: Tensor, channel_dim: int) -> Tensor:
         assert x.shape[channel_dim] % self.num_ranks == 0
@@ -43,7 +43,7 @@ class GroupContext(ContextParallel):
         num_neighbours = max(1, min(-(-length // slice_length), self.num_ranks - 1))
         num_sent = min(length, slice_length)
         tail = x.narrow(sequence_dim, slice_length - num_sent, num_sent)
-        nearest_first = from_left(tail, self.group, num_neighbours)
+        nearest_first = self._from_left(tail, num_neighbours)
         left = torch.cat(nearest_first.flip(0).unbind(0), sequence_dim)
         missing = length - left.shape[sequence_dim]
         if missing > 0:
@@ -51,3 +51,9 @@ class GroupContext(ContextParallel):
             shape[sequence_dim] = missing
             left = torch.cat([left.new_zeros(shape), left], sequence_dim)
         return left.narrow(sequence_dim, left.shape[sequence_dim] - length, length)
+
+    def _swap(self, x: Tensor, split_dim: int, join_dim: int) -> Tensor:
+        return all_to_all(x, self.group, split_dim, join_dim)
+
+    def _from_left(self, x: Tensor, num_neighbours: int) -> Tensor:
+        return from_left(x, self.group, num_neighbours)

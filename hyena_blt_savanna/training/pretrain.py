@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig
-from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.parallel.context import ContextParallel
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
@@ -29,7 +27,7 @@ from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks, on_first_rank
-from hyena_blt_savanna.training.run_config import ModelConfig, RunConfig
+from hyena_blt_savanna.training.run_config import RunConfig, build_model
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
 from hyena_blt_savanna.training.schedule import ScheduleError, place_of, total_steps
@@ -214,7 +212,7 @@ def build_engine(
         ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
     torch.manual_seed(config.seed)
-    model = _build_model(config.model_to_build(stage), context)
+    model = build_model(config.model_to_build(stage), context)
     if start_from is not None:
         load_first_weights(model, config.model, start_from)
     objective = config.training.objective
@@ -233,13 +231,6 @@ def build_engine(
         objective=objective,
         loss_chunk_bases=training.loss_chunk_bases,
     )
-
-
-def _build_model(config: ModelConfig, context: ContextParallel) -> nn.Module:
-    if context.num_ranks == 1:
-        return config.build()
-    assert isinstance(config, HyenaBLTConfig | IsotropicConfig), "the run's configuration allows no other"
-    return config.build(context)
 
 
 def make_plan(config: RunConfig) -> Plan:

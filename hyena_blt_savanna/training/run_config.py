@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from torch import nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
@@ -15,6 +16,7 @@ from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.stack import global_stack
+from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.engine import Precision
@@ -213,10 +215,19 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _parallel_fits(self) -> Self:
         for index in range(len(self.training.stages)):
-            self._check_context(self.num_context(index), self.context_key(index))
+            self.check_context(self.num_context(index), self.context_key(index))
         return self
 
-    def _check_context(self, num_ranks: int, key: str) -> None:
+    def check_context(self, num_ranks: int, key: str) -> None:
+        """Refuses numbers of context ranks that the model doesn't allow.
+
+        Args:
+            num_ranks: C.
+            key: that sets them.
+
+        Raises:
+            ValueError: it says why, and what would fit.
+        """
         model = self.model
         if num_ranks == 1:
             return
@@ -270,6 +281,19 @@ class RunConfig(Config):
             if block.get(name, {}).get("enabled") and not block[name].get("output_path") and name != "wandb":
                 block[name] = {**block[name], "output_path": str(self.run / "logs")}
         return block
+
+
+def build_model(config: ModelConfig, context: ContextParallel = SINGLE_RANK) -> nn.Module:
+    """A model with fresh weights.
+
+    Args:
+        config: of it.
+        context: the ranks that hold slices of the same windows.
+    """
+    if context.num_ranks == 1:
+        return config.build()
+    assert isinstance(config, HyenaBLTConfig | IsotropicConfig), "the run's configuration allows no other"
+    return config.build(context)
 
 
 def with_activation_checkpointing(config: ConfigType, value: bool = True) -> ConfigType:
