@@ -33,6 +33,8 @@ export NUM_RANKS
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning:torch.distributed.c10d_logger}"
 
 # Tensors of some megabytes come and go at each layer: reusing their pages saves the kernel from clearing new ones
-# (a tenth of a step on a CPU).
-export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
+# (a tenth of a step on a CPU). From 16 MB on they go back to the kernel at once: kept, what lies between them would
+# double the memory of a long window. In pages of 2 MB, where the kernel has them, that costs no time.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-16777216}"
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"

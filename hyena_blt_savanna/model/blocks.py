@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.model.attention import Attention
@@ -62,6 +63,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.activation_checkpointing = config.activation_checkpointing
         self.mixer_norm = config.norm.build(config.width)
         self.mixer = build_mixer(name, config, context)
         self.mlp_norm = config.norm.build(config.width)
@@ -70,5 +72,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, M] to [B, L, M]."""
+        if self.activation_checkpointing and self.training:
+            mixed: Tensor = checkpoint(self._mix, x, use_reentrant=False, preserve_rng_state=False)
+            return mixed
+        return self._mix(x)
+
+    def _mix(self, x: Tensor) -> Tensor:
         x = x + self.mixer(self.mixer_norm(x))
         return x + self.mlp(self.mlp_norm(x))

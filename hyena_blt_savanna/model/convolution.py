@@ -7,11 +7,13 @@ neighbours, a projection from [B, L, M] is one matrix product without a copy, an
 ranks is too.
 
 Both algorithms save their input and their taps for the backward pass and nothing else, whatever the length:
-spectra are computed again. Both compute in fp32 at least, and give back the dtype of x.
+spectra are computed again, of a few channels at a time where they are long. Both compute in fp32 at least, and give
+back the dtype of x.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from hyena_blt_savanna.model.precision import no_autocast, widen
 
 LONGEST_SHIFTED = 16
 """Up to so many taps, one product a tap beats Fourier space on a CPU (bench/convolution.py)."""
+LARGEST_SPECTRA = 2**22
+"""Values that are in Fourier space at a time: at 131,072 positions 16 MB of them took two thirds of the time that
+64 MB and more took, and shorter windows than some 20,000 positions at a width of 192 are not divided."""
 
 
 def causal_convolution(x: Tensor, taps: Tensor, left: Tensor | None = None) -> Tensor:
@@ -108,22 +113,47 @@ class _FourierConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps)
-        spectrum, response, size = _spectra(x, taps)
-        y = torch.fft.irfft(spectrum.mul_(response), n=size)
-        return y.flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
+        y = None
+        for channels, groups in _parts(x, taps):
+            spectrum, response, size = _spectra(x[channels], taps[groups])
+            part = torch.fft.irfft(spectrum.mul_(response), n=size).flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
+            if len(part) == len(x):
+                return part
+            y = torch.empty_like(x) if y is None else y
+            y[channels] = part
+        assert y is not None
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
-        spectrum, response, size = _spectra(x, taps)
-        outer = torch.fft.rfft(widen(dy), n=size).view(spectrum.shape)
-        dx = dtaps = None
-        if ctx.needs_input_grad[1]:
-            across = spectrum.conj_physical_().mul_(outer).sum(dim=(1, 2))
-            dtaps = torch.fft.irfft(across, n=size)[:, : taps.shape[1]].to(taps.dtype)
-        if ctx.needs_input_grad[0]:
-            dx = torch.fft.irfft(outer.mul_(response.conj()), n=size).flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dtaps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
+        for channels, groups in _parts(x, taps):
+            spectrum, response, size = _spectra(x[channels], taps[groups])
+            outer = torch.fft.rfft(widen(dy[channels]), n=size).view(spectrum.shape)
+            if dtaps is not None:
+                across = spectrum.conj_physical_().mul_(outer).sum(dim=(1, 2))
+                dtaps[groups] += torch.fft.irfft(across, n=size)[:, : taps.shape[1]]
+            if dx is not None:
+                back = torch.fft.irfft(outer.mul_(response.conj_physical_()), n=size).flatten(0, 1)
+                dx[channels] = back[..., : x.shape[-1]]
         return dx, dtaps
+
+
+def _parts(x: Tensor, taps: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Channels whose spectra are looked at together, and their filters: several whole groups, or a part of one."""
+    channels, batch, length = x.shape
+    of_group = channels // len(taps)
+    most = max(1, LARGEST_SPECTRA // (batch * (length + taps.shape[1])))
+    if most < of_group:
+        for group in range(len(taps)):
+            for first in range(group * of_group, (group + 1) * of_group, most):
+                yield slice(first, min(first + most, (group + 1) * of_group)), slice(group, group + 1)
+        return
+    num_groups = most // of_group
+    for group in range(0, len(taps), num_groups):
+        yield slice(group * of_group, (group + num_groups) * of_group), slice(group, group + num_groups)
 
 
 def _spectra(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hyena_blt_savanna.model.chunks import in_chunks
+
+CHUNK_BASES = 8192
+"""Bases that are widened at a time where activations are computed again."""
 
 
 class GatedConvolution(nn.Module):
@@ -20,12 +26,14 @@ class GatedConvolution(nn.Module):
         width: D.
         hidden_width: H, channels of a and of b.
         num_taps: K, the base itself and the K - 1 before it.
+        activation_checkpointing: keep x alone for the backward pass, and compute the rest again.
     """
 
-    def __init__(self, width: int, hidden_width: int, num_taps: int) -> None:
+    def __init__(self, width: int, hidden_width: int, num_taps: int, activation_checkpointing: bool = False) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.norm = nn.LayerNorm(width, bias=False)
-        self.widen = CausalLinear(width, 2 * hidden_width, num_taps)
+        self.widen = GatedCausalLinear(width, hidden_width, num_taps)
         self.narrow = nn.Linear(hidden_width, width, bias=False)
 
     def reset_parameters(self, num_layers: int) -> None:
@@ -35,22 +43,34 @@ class GatedConvolution(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; position t reads t - K + 1 to t."""
-        return x_BLD + self.narrow(nn.functional.glu(self.widen(self.norm(x_BLD))))
+        if self.activation_checkpointing and self.training:
+            mixed: Tensor = checkpoint(self._mix, x_BLD, use_reentrant=False, preserve_rng_state=False)
+            return mixed
+        return self._mix(x_BLD)
+
+    def _mix(self, x_BLD: Tensor) -> Tensor:
+        in_one_piece = not (self.activation_checkpointing and self.training)
+        return x_BLD + self.narrow(self.widen(self.norm(x_BLD), None if in_one_piece else CHUNK_BASES))
 
 
-class CausalLinear(nn.Linear):
-    """A dense causal convolution without a bias; its weight is [E, K * D], the oldest tap first.
+class GatedCausalLinear(nn.Linear):
+    """a * sigmoid(b) of a dense causal convolution without a bias; its weight is [2 H, K * D], the oldest tap first.
 
     A module of its own because ZeRO 3 gathers a weight around the forward of the module that owns it.
     """
 
-    def __init__(self, width: int, out_width: int, num_taps: int) -> None:
-        super().__init__(num_taps * width, out_width, bias=False)
+    def __init__(self, width: int, hidden_width: int, num_taps: int) -> None:
+        super().__init__(num_taps * width, 2 * hidden_width, bias=False)
         self.num_taps = num_taps
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, E]."""
-        return causal_linear(x_BLD, self.weight, self.num_taps)
+    def forward(self, x_BLD: Tensor, chunk_bases: int | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, H]; a and b of so many bases at a time, computed again for the gradient, or of all."""
+        if chunk_bases is None:
+            return self._gated(x_BLD, self.weight)
+        return in_chunks(self._gated, x_BLD, (self.weight,), self.num_taps - 1, chunk_bases)
+
+    def _gated(self, x_BLD: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.glu(causal_linear(x_BLD, weight, self.num_taps))
 
 
 def causal_linear(x_BLD: Tensor, weight: Tensor, num_taps: int) -> Tensor:

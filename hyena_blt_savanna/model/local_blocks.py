@@ -42,6 +42,8 @@ class LocalConfig(Config):
     """The MLP of the hyena_se, hyena_mr and attention blocks."""
     norm: NormConfig = NormConfig()
     """The norms of the same blocks."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass, and compute the rest again."""
 
     @field_validator("blocks")
     @classmethod
@@ -98,7 +100,8 @@ class LocalConfig(Config):
         blocks: list[nn.Module] = []
         for name, activation in zip(self.blocks, self.mlp.activations(self.blocks), strict=True):
             if name == GATED_CONVOLUTION:
-                blocks.append(GatedConvolution(width, self.hidden_width, self.num_taps))
+                saving = self.activation_checkpointing
+                blocks.append(GatedConvolution(width, self.hidden_width, self.num_taps, saving))
             else:
                 blocks.append(Block(name, activation, self._stack_of(name, width)))
         return nn.ModuleList(blocks)
@@ -113,6 +116,7 @@ class LocalConfig(Config):
             attention=self.attention,
             mlp=self.mlp,
             norm=self.norm,
+            activation_checkpointing=self.activation_checkpointing,
         )
 
 

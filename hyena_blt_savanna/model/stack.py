@@ -6,7 +6,6 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model.attention import AttentionConfig
@@ -154,8 +153,5 @@ class Stack(nn.Module):
             [B, L, M].
         """
         for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
+            x = block(x)
         return self.norm(x)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyena_blt_savanna.model import convolution
 from hyena_blt_savanna.model.convolution import (
     LONGEST_SHIFTED,
     causal_convolution,
@@ -89,6 +90,26 @@ def test_bf16_is_computed_in_fp32(num_taps: int) -> None:
     assert x.grad is not None
     assert taps.grad is not None
     assert (x.grad.dtype, taps.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+# A few groups at a time, the last time fewer; a group at a time; a part of a group at a time; all at once.
+@pytest.mark.parametrize("most_channels", [7, 5, 3, 2, 1, 12])
+@pytest.mark.parametrize("groups", [4, 12, 1])
+def test_a_few_channels_at_a_time_equal_all(monkeypatch: pytest.MonkeyPatch, most_channels: int, groups: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 2, 20, dtype=torch.double, requires_grad=True)
+    taps = torch.randn(groups, 9, dtype=torch.double, requires_grad=True)
+    whole = fft_convolution(x, taps)
+    monkeypatch.setattr(convolution, "LARGEST_SPECTRA", most_channels * 2 * 29)
+    transforms: list[int] = []
+    rfft = torch.fft.rfft
+    monkeypatch.setattr(torch.fft, "rfft", lambda part, n: transforms.append(len(part)) or rfft(part, n=n))
+    found = fft_convolution(x, taps)
+    torch.testing.assert_close(found, whole)
+    direction = torch.randn_like(whole)
+    gradients = torch.autograd.grad(found, (x, taps), direction)
+    assert max(transforms) <= most_channels
+    torch.testing.assert_close(gradients, torch.autograd.grad(whole, (x, taps), direction))
 
 
 def test_only_the_gradients_asked_for() -> None:

@@ -43,3 +43,24 @@ def test_a_position_reads_as_many_bases_as_there_are_taps():
     x = torch.randn(1, 12, 4, requires_grad=True)
     block(x)[0, 7].sum().backward()
     assert x.grad.abs().sum(-1)[0].nonzero().flatten().tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("length", [2, 10, 33])
+def test_computing_activations_again_changes_nothing(monkeypatch, length):
+    monkeypatch.setattr("hyena_blt_savanna.model.gated_convolution.CHUNK_BASES", 10)
+    torch.manual_seed(0)
+    plain, saving = (GatedConvolution(4, 8, 3, checkpointing).double() for checkpointing in (False, True))
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, length, 4, dtype=torch.double, requires_grad=True)
+    direction = torch.randn_like(x)
+    found = []
+    for block in (plain, saving):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            y = block(x)
+        gradients = torch.autograd.grad(y, [x, *block.parameters()], direction)
+        found.append((y, gradients, [each.shape for each in kept if each.shape[:2] == (2, length)]))
+    torch.testing.assert_close(found[1][:2], found[0][:2])
+    assert (2, length, 16) in found[0][2]
+    assert found[1][2] == [x.shape]
+    torch.testing.assert_close(saving.eval()(x), found[0][0])

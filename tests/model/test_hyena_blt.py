@@ -124,6 +124,28 @@ def test_gradients_are_finite_where_rows_are_padded_patches(bases):
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("block", ["gated_convolution", "hyena_se", "hyena_mr", "attention"])
+def test_computing_activations_again_changes_nothing_and_keeps_less(bases, block):
+    local = {"blocks": [block, block], "hidden_width": 24, "attention": {"window": 5}}
+    found = []
+    for saving in (False, True):
+        asked = {**local, "activation_checkpointing": saving}
+        config = tiny_config(encoder=asked, decoder=asked)
+        config = config.model_copy(
+            update={"global_model": config.global_model.model_copy(update={"activation_checkpointing": saving})}
+        )
+        torch.manual_seed(0)
+        model = config.build().double()
+        torch.nn.init.normal_(model.decoder.head.weight)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            logits = model(bases, LENGTHS)
+        logits.square().sum().backward()
+        found.append((logits, {name: weight.grad for name, weight in model.named_parameters()}, sum(kept)))
+    torch.testing.assert_close(found[1][:2], found[0][:2])
+    assert found[1][2] < found[0][2] / 2
+
+
 MEMORY_SCRIPT = """
 import resource, torch
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
