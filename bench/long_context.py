@@ -163,7 +163,7 @@ class Benchmark:
         self.config = config
         self.found: dict[str, Any] = {
             "command": f"python bench/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
-            "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
+            "commit": _git("describe", "--always", "--dirty"),
             "torch": torch.__version__,
             "machine": _processor(),
             "num_parameters": {name: sum(count_parameters(each).values()) for name, each in
