@@ -71,9 +71,11 @@ def test_activation_checkpointing_reaches_every_stack(toy_config):
     plain, checkpointed = load(toy_config), load(toy_config, "training.activation_checkpointing=true")
     assert plain.model_to_build() == plain.model
     model = checkpointed.model_to_build()
-    assert model.global_model.activation_checkpointing
-    assert model.model_copy(update={"global_model": plain.model.global_model}) == plain.model
-    assert not checkpointed.model.global_model.activation_checkpointing
+    for part in ("global_model", "encoder", "decoder"):
+        assert getattr(model, part).activation_checkpointing
+        assert not getattr(checkpointed.model, part).activation_checkpointing
+    switched = {part: getattr(plain.model, part) for part in ("global_model", "encoder", "decoder")}
+    assert model.model_copy(update=switched) == plain.model
 
 
 def test_monitors_write_into_the_run_unless_told_otherwise(toy_config):
