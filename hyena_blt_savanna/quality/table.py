@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hyena_blt_savanna.quality.comparison import Difference, Ratio, compute_ratio, difference
@@ -102,7 +102,12 @@ class GenomeTable:
             lines += ["", f"Test windows: {counts}."]
         pairs = [line for first, second in config.pairs for line in self._pair(first, second)]
         if pairs:
-            lines += ["", "| compared at C | bits per base | standard error |", "|---|---:|---:|", *pairs]
+            lines += [
+                "",
+                "| compared | budget | seeds | bits per base | standard error |",
+                "|---|---:|---:|---:|---:|",
+                *pairs,
+            ]
         return "\n".join(lines) + "\n"
 
     def _lines(self) -> dict[str, float]:
@@ -170,24 +175,32 @@ class GenomeTable:
     def _multiples(self, results: Sequence[TrialResult]) -> list[float]:
         return list(dict.fromkeys(result.multiple for result in results))
 
-    def _difference(self, first: str, second: str, multiple: float = 1.0) -> Difference | None:
+    def _common(self, first: str, second: str) -> list[float]:
+        """Budgets that both have been trained for, the smallest first."""
+        sides = [{result.multiple for result in self.results(contender)} for contender in (first, second)]
+        return sorted(set.intersection(*sides))
+
+    def _difference(self, first: str, second: str, multiple: float) -> Difference | None:
         return difference(self.scores(first, multiple), self.scores(second, multiple))
 
     def _difference_cell(self, first: str, second: str) -> str:
         """At C if both have been trained for so long, otherwise at the most that both have."""
-        common = {result.multiple for result in self.results(first)} & {r.multiple for r in self.results(second)}
+        common = self._common(first, second)
         if not common:
             return ""
-        multiple = 1.0 if 1.0 in common else max(common)
+        multiple = 1.0 if 1.0 in common else common[-1]
         found = self._difference(first, second, multiple)
         return "" if found is None else difference_cell(found) + _at(multiple)
 
-    def _pair(self, first: str, second: str) -> list[str]:
-        found = self._difference(first, second)
-        if found is None:
-            return []
+    def _pair(self, first: str, second: str) -> Iterator[str]:
+        """A row for each budget that both have been trained for."""
         titles = [self.plan.benchmark.contenders[name].title for name in (first, second)]
-        return [_row([f"{titles[0]}, less {titles[1]}", f"{found.bits:+.4f}", f"{found.standard_error:.4f}"])]
+        for multiple in self._common(first, second):
+            found = self._difference(first, second, multiple)
+            if found is not None:
+                seeds = " and ".join(dict.fromkeys(str(len(self.scores(name, multiple))) for name in (first, second)))
+                cells = [f"{titles[0]}, less {titles[1]}", f"{multiple:g} C", seeds]
+                yield _row([*cells, f"{found.bits:+.4f}", f"{found.standard_error:.4f}"])
 
 
 def difference_cell(found: Difference) -> str:
