@@ -43,6 +43,7 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.parameters import count_parameters
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
+from hyena_blt_savanna.testing.launch_settings import malloc_settings
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.run_config import with_activation_checkpointing
 
@@ -388,14 +389,6 @@ def _goals(found: dict[str, Any]) -> list[str]:
     return [f"- {line}" for line in lines]
 
 
-def use_memory_settings() -> None:
-    """The settings that trainings run with, for the processes to come."""
-    script = "source launch/env.sh && env -0"
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    settings = dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
-    os.environ.update({key: value for key, value in settings.items() if key.startswith(("MALLOC_", "GLIBC_"))})
-
-
 def main() -> None:
     """Measures, and prints the table."""
     assert __doc__ is not None
@@ -415,7 +408,7 @@ def main() -> None:
     if not any("=" not in source for source in sources):
         sources = [str(ROOT / "configs/model/hyena_blt_long.yaml"), *sources]
     config = HyenaBLTConfig.parse(merge(sources)["model"])
-    use_memory_settings()
+    os.environ.update(malloc_settings())  # for the processes to come
     began = time.perf_counter()
     Benchmark(without_attention(config), options).run()
     print((options.to / "table.md").read_text())

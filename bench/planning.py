@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hyena_blt_savanna.config import merge
+from hyena_blt_savanna.testing.launch_settings import malloc_settings
 from hyena_blt_savanna.testing.measured_memory import MemoryCase, resident_bytes
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.engine import Precision
@@ -25,7 +26,6 @@ from hyena_blt_savanna.training.run_config import with_activation_checkpointing
 from hyena_blt_savanna.training.state_memory import ZeroSettings
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,12 @@ def main() -> None:
     parser.add_argument("--keep-pages", action="store_true", help="malloc as launch/env.sh sets it")
     given = parser.parse_args()
     names = ["model", "window, bases", "windows x micro batches", "ranks", "context", "ZeRO", "checkpointing"]
+    malloc = malloc_settings() if given.keep_pages else GIVEN_BACK
     print("| " + " | ".join([*names, "planned, MB", "measured, MB", "planned / measured"]) + " |")
     print("|---|" + "---:|" * 9)
     for row in QUICK if given.quick else ROWS:
         planned = planned_bytes(row)
-        measured = measured_bytes(row, KEPT if given.keep_pages else GIVEN_BACK)
+        measured = measured_bytes(row, malloc)
         model = row.model + (", bf16" if row.precision == "bf16" else "")
         cells = [model, f"{row.window_bases:,}", f"{row.windows} x {row.micro_batches}", row.ranks, row.context]
         cells += [row.zero_stage, "yes" if row.checkpointing else "no"]
