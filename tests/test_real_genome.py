@@ -1,5 +1,7 @@
 """Figures on Escherichia coli K-12 MG1655, fetched as a user would: the rooms together, on real data."""
 
+import gzip
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -8,12 +10,17 @@ import numpy as np
 import pytest
 
 from hyena_blt_savanna.data.batches import EvaluationWindows
+from hyena_blt_savanna.data.corpus.pipeline import prepare_source
+from hyena_blt_savanna.data.corpus.plan import SourceConfig
 from hyena_blt_savanna.data.fasta import read_fasta
-from hyena_blt_savanna.data.genomes import GenomeError, fetch_genome
+from hyena_blt_savanna.data.genomes import GenomeError, fetch_genome, load_genomes
+from hyena_blt_savanna.data.indexed import IndexedReader
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.ngram import NgramConfig
+from hyena_blt_savanna.testing.toy_corpus import write_tar
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +58,25 @@ def test_patches_of_equal_information_are_eight_bases_long_on_sequence_that_was_
     read = np.concatenate([window.bases for window in windows])
     assert np.array_equal(read[:-1], record.sequence[-(len(read) - 1) :])
     assert sum(int(window.patch_lengths.sum()) for window in windows) == len(read)
+
+
+@pytest.mark.slow
+def test_a_source_of_two_genomes_has_every_base_of_them(ecoli, tmp_path):
+    genomes = load_genomes()
+    paths = {"ecoli_k12": ecoli, "saureus_n315": fetch_genome("saureus_n315", ecoli.parent)}
+    packed = tmp_path / "ecoli_k12.fa.gz"
+    packed.write_bytes(gzip.compress(ecoli.read_bytes(), compresslevel=1))
+    archive = write_tar(tmp_path / "more.tar", {"saureus_n315.fna": paths["saureus_n315"].read_bytes()})
+    tree = {
+        "source": "two",
+        "inputs": [str(packed), str(archive)],
+        "output": tmp_path / "two",
+        "shard_bases": 3_000_000,
+    }
+    source = prepare_source(SourceConfig.parse(tree | {"split": {"by": "record"}}))
+    assert len(source.splits["train"]) >= 2
+    assert source.counts.clean_bases == sum(genomes[name].num_bases for name in paths)
+    readers = [IndexedReader(tmp_path / "two" / shard.name) for shard in source.shards()]
+    documents = [reader.document(i)[:-1].tobytes() for reader in readers for i in range(reader.num_documents)]
+    digests = {hashlib.sha256(document.upper()).hexdigest() for document in documents}
+    assert digests == {genomes[name].sequence_sha256 for name in paths}

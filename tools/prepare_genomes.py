@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
         if "source" in merge(arguments):
             summary = prepare_source(SourceConfig.load(arguments), workers).summary()
         else:
-            summary = {name: found.to_dict() for name, found in prepare_dataset(DataConfig.load(arguments)).items()}
+            [manifests] = workers.share([1], lambda _: prepare_dataset(DataConfig.load(arguments)))
+            summary = {name: manifest.to_dict() for name, manifest in manifests.items()}
     except (ValueError, OSError) as error:
         # All ranks end with the same message.
         if workers.rank == 0:

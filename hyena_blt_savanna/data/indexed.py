@@ -11,7 +11,7 @@ import logging
 import struct
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +142,51 @@ class IndexedWriter(WholeWriter):
         self._data.discard()
 
     def _write_index(self, index: WholeFile) -> None:
-        lengths = np.frombuffer(self._lengths, dtype=np.int32)
-        num = len(lengths)
-        index.write(_HEADER.pack(_MAGIC, _FORMAT_VERSION, _DTYPE_CODES[self.dtype], num, num + 1))
-        index.write(lengths)
-        start = 0
-        for begin in range(0, num, _WRITE_ITEMS):
-            ends = start + np.cumsum(lengths[begin : begin + _WRITE_ITEMS], dtype=np.int64) * self.dtype.itemsize
-            index.write(np.concatenate([[start], ends[:-1]]).astype(np.int64))
-            start = int(ends[-1])
-        for begin in range(0, num + 1, _WRITE_ITEMS):
-            index.write(np.arange(begin, min(begin + _WRITE_ITEMS, num + 1), dtype=np.int64))
+        for part in _index_of(np.frombuffer(self._lengths, dtype=np.int32), self.dtype):
+            index.write(part)
+
+
+def _index_of(lengths: NDArray[np.int32], dtype: np.dtype[Any]) -> Iterator[bytes | NDArray[Any]]:
+    """The parts of the index of documents of such lengths, in order."""
+    num = len(lengths)
+    yield _HEADER.pack(_MAGIC, _FORMAT_VERSION, _DTYPE_CODES[dtype], num, num + 1)
+    yield lengths
+    start = 0
+    for begin in range(0, num, _WRITE_ITEMS):
+        ends = start + np.cumsum(lengths[begin : begin + _WRITE_ITEMS], dtype=np.int64) * dtype.itemsize
+        yield np.concatenate([[start], ends[:-1]]).astype(np.int64)
+        start = int(ends[-1])
+    for begin in range(0, num + 1, _WRITE_ITEMS):
+        yield np.arange(begin, min(begin + _WRITE_ITEMS, num + 1), dtype=np.int64)
+
+
+def document_lengths(prefix: Path) -> NDArray[np.int32]:
+    """Lengths of the documents of an indexed dataset of our own, int32 [num_documents], without megatron-core.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+
+    Raises:
+        DataError: a file is missing, or is no index.
+    """
+    _, num = _read_header(prefix)
+    return np.fromfile(index_path(prefix), dtype=np.int32, count=num, offset=_HEADER.size)
+
+
+def index_agrees(prefix: Path) -> bool:
+    """Whether all of an index is what its lengths make it; reads it to its end.
+
+    Args:
+        prefix: path of the dataset without its suffix.
+
+    Raises:
+        DataError: a file is missing, or is no index.
+    """
+    dtype, _ = _read_header(prefix)
+    lengths = document_lengths(prefix)
+    with index_path(prefix).open("rb") as file:
+        parts = (bytes(part.data) if isinstance(part, np.ndarray) else part for part in _index_of(lengths, dtype))
+        return all(file.read(len(part)) == part for part in parts)
 
 
 class IndexedReader:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from html import escape
 
+from hyena_blt_savanna.data.page import as_html_table, begin_page, begin_section, end_page, end_section
 from hyena_blt_savanna.patching.inspection import Inspection
 from hyena_blt_savanna.patching.inspection_figures import as_svg, pictures_of
 from hyena_blt_savanna.patching.inspection_text import (
@@ -18,50 +19,17 @@ from hyena_blt_savanna.patching.inspection_text import (
 
 _MOST_SHOWN_BASES = 3000
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #23272e; --soft: #69707c; --paper: #ffffff; --card: #f4f6f9; --line: #dde2e9;
-  --mark: 59, 125, 216; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #9aa3b0; --paper: #15181d; --card: #1e2229;
-  --line: #333a45; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 66rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.6rem 0 .4rem; }
-p { margin: .3rem 0 .8rem; color: var(--soft); max-width: 50rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
-dl div { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-variant-numeric: tabular-nums; }
-figure { margin: .8rem 0; overflow-x: auto; } figure svg { height: auto; max-width: 100%; display: block; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { color: var(--soft); font-weight: 500; }
-td small { color: var(--soft); display: block; font-size: .75rem; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; overflow: auto;
-  max-height: 28rem; font-size: .8rem; }
-"""
-
 
 def as_page(inspection: Inspection) -> str:
     """The page, as text of HTML."""
-    title = escape(f"Patches of {inspection.stretch.title}")
-    figures = json.dumps(inspection.to_dict(), indent=1).replace("<", "\\u003c")
+    stretch = inspection.stretch
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{title}</h1><p>{escape(describe_rule(inspection.stretch.rule))}</p>",
-            *(f"<p>{escape(note)}</p>" for note in inspection.stretch.notes),
-            "<dl>",
-            *(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in key_figures(inspection)),
-            "</dl>",
+            *begin_page(
+                f"Patches of {stretch.title}", [describe_rule(stretch.rule), *stretch.notes], key_figures(inspection)
+            ),
             *_sections(inspection),
-            f'<script type="application/json" id="figures">{figures}</script>',
-            "</body></html>\n",
+            *end_page(json.dumps(inspection.to_dict(), indent=1)),
         ]
     )
 
@@ -96,13 +64,13 @@ def _sections(inspection: Inspection) -> Iterator[str]:
         "Bases of a class over the patches that start in it: the mean patch length where the class is everything. "
         f"GC content is that of windows of 128 bases. Of {num_sampled:,} bases.",
         pictures["composition"],
-        *_table(*composition_rows(inspection)),
+        *as_html_table(*composition_rows(inspection)),
     )
     yield from _section(
         "Rules",
         f"Each calibrated on {num_sampled:,} bases of this very stretch to the mean length of this cut. Nats a patch: "
         "the information in it, by the entropy model.",
-        *_table(*rule_rows(inspection)),
+        *as_html_table(*rule_rows(inspection)),
     )
     if inspection.agreement:
         yield from _section(
@@ -114,19 +82,10 @@ def _sections(inspection: Inspection) -> Iterator[str]:
 
 
 def _section(title: str, text: str, *blocks: str) -> Iterator[str]:
-    yield f"<section><h2>{title}</h2><p>{text}</p>"
+    yield from begin_section(title, text)
     for block in blocks:
         yield f"<figure>{block}</figure>" if block.startswith("<svg") else block
-    yield "</section>"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr>'
-    yield from (f"<th>{escape(cell)}</th>" for cell in header)
-    yield "</tr></thead><tbody>"
-    for row in rows:
-        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-    yield "</tbody></table></div>"
+    yield from end_section()
 
 
 def _agreement(inspection: Inspection) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.data.splits import SplitConfig
-from hyena_blt_savanna.patching.annotate import AnnotationConfig
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 
 CONTENDERS = "contenders"
 

@@ -18,7 +18,8 @@ from hyena_blt_savanna.data.genomes import GenomeError, fetch_genome
 from hyena_blt_savanna.data.prepare import DataConfig, prepare_dataset
 from hyena_blt_savanna.evaluation.inspection import find_patcher, read_stretch
 from hyena_blt_savanna.evaluation.native_checkpoint import PretrainedError
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.inspection import THIS, inspect
 from hyena_blt_savanna.patching.inspection_figures import as_png, pictures_of, write_pictures
 from hyena_blt_savanna.patching.inspection_page import as_page

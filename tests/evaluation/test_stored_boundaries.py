@@ -21,7 +21,8 @@ from hyena_blt_savanna.evaluation.bits_per_base import (
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 from hyena_blt_savanna.evaluation.scoring import NoPatcherError
 from hyena_blt_savanna.evaluation.sequences import without_end
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.control import permute_annotation
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset
 

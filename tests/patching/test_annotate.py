@@ -25,7 +25,8 @@ from hyena_blt_savanna.data.manifest import STRANDS, Strand, manifest_path, read
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import tag_length
 from hyena_blt_savanna.patching import stretches
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset, patcher_folder
+from hyena_blt_savanna.patching.annotate import annotate_dataset, patcher_folder
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.cutting import PatchCutter, cut
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError, save_entropy_model
 from hyena_blt_savanna.patching.marks import forced_starts

@@ -11,7 +11,8 @@ import torch
 
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.manifest import read_manifest
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.annotation_flops import AnnotationFlops, ModelTraining, annotation_flops, ngram_flops
 from hyena_blt_savanna.patching.control import permute_annotation
 from hyena_blt_savanna.patching.entropy_models import EntropyModelError, read_settings, save_entropy_model

@@ -22,7 +22,8 @@ from hyena_blt_savanna.data.manifest import STRANDS, Strand, read_annotation_man
 from hyena_blt_savanna.data.strands import StrandReader
 from hyena_blt_savanna.nucleotides import BASE_CODE, OTHER_CODE, Bytes
 from hyena_blt_savanna.patching import control
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.patching.control import permute_annotation, permute_lengths
 from hyena_blt_savanna.patching.marks import IN_UNKNOWN_RUN, PLACE, forced_starts, states_before
 from hyena_blt_savanna.testing.toy_genomes import random_genome, toy_documents, write_dataset

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
 
 

@@ -17,7 +17,8 @@ from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
-from hyena_blt_savanna.patching.annotate import AnnotationConfig, annotate_dataset
+from hyena_blt_savanna.patching.annotate import annotate_dataset
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.pretrain import pretrain

@@ -20,7 +20,8 @@ class SourceSplitConfig(Config):
 
     by: Literal["file", "record", "stretch", "list"] = "file"
     """file: as the inputs' names say (..._train_..., _valid_, _validation_ or _test_); record: whole records, chosen by
-    a hash of their names, a row's being INPUT:LINE; stretch: the end of each document is held out; list: by names."""
+    a hash of their names, a row's being INPUT:LINE, and all records of an archive's file together; stretch: the end of
+    each document is held out; list: by names."""
     validation: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the records (record) or of the letters (stretch) for validation."""
     test: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -100,7 +101,7 @@ class Splitter:
             InputError: the split is by file, and the input's name names none.
         """
         if self._by_share is not None:
-            name = record.name or f"{given.name}:{record.line}"
+            name = record.member or record.name or f"{given.name}:{record.line}"
             for split, piece in split_record(name, num_bases, self._by_share, min_bases):
                 yield split, piece.start, piece.stop
         elif self._config.by == "list":

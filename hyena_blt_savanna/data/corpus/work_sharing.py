@@ -82,6 +82,7 @@ class Ranks:
                 failed = index, error
         if queue is not None:
             server.join()
+        self._wait_for_all()
         everything = comm.allgather((done, failed and (failed[0], self.rank, str(failed[1]))))
         failures = [failure for _, failure in everything if failure]
         if failures:
@@ -94,27 +95,29 @@ class Ranks:
 
     def _ask(self, stop: bool) -> int | None:
         self._comm.send(stop, dest=0, tag=_ASK)
+        while not self._comm.iprobe(source=0, tag=_ANSWER):
+            time.sleep(_PAUSE_SECONDS)
         index: int | None = self._comm.recv(source=0, tag=_ANSWER)
         return index
+
+    def _wait_for_all(self) -> None:
+        """Waits until every rank is here; MPI itself would keep a core busy meanwhile."""
+        request = self._comm.Ibarrier()
+        while not request.Test():
+            time.sleep(_PAUSE_SECONDS)
 
     def _serve(self, queue: _Queue) -> None:
         """Answers the other ranks until each of them has been told that nothing is left."""
         num_asking = self._comm.Get_size() - 1
         while num_asking:
-            # A blocking receive would keep a core busy.
-            if not self._comm.iprobe(tag=_ASK):
+            asking = [rank for rank in range(1, self._comm.Get_size()) if self._comm.iprobe(source=rank, tag=_ASK)]
+            for rank in asking:
+                index = queue.take(self._comm.recv(source=rank, tag=_ASK))
+                num_asking -= index is None
+                self._comm.send(index, dest=rank, tag=_ANSWER)
+            if not asking:
+                # A blocking receive would keep a core busy.
                 time.sleep(_PAUSE_SECONDS)
-                continue
-            from_rank, stop = self._receive()
-            index = queue.take(stop)
-            num_asking -= index is None
-            self._comm.send(index, dest=from_rank, tag=_ANSWER)
-
-    def _receive(self) -> tuple[int, bool]:
-        for rank in range(1, self._comm.Get_size()):
-            if self._comm.iprobe(source=rank, tag=_ASK):
-                return rank, self._comm.recv(source=rank, tag=_ASK)
-        raise AssertionError("a message that no rank has sent")
 
 
 class _Queue:

@@ -196,6 +196,16 @@ class TestSplits:
         assert sorted(itertools.chain(*found.values())) == sorted(RECORDS.values())
         assert len(found["train"]) > len(found["test"]) > len(found["validation"]) > 3
 
+    def test_records_of_one_file_of_an_archive_stay_together(self, tmp_path):
+        names = [list(RECORDS)[at : at + 3] for at in range(0, 60, 3)]
+        members = {f"{i}.fna": as_fasta({name: RECORDS[name] for name in group}) for i, group in enumerate(names)}
+        write_tar(tmp_path / "genomes.tar", members)
+        config = config_for(tmp_path / "out", tmp_path / "genomes.tar", split={"by": "record", "test": 0.4})
+        prepare_source(config)
+        test = set(documents(config.output, "test"))
+        assert 9 < len(test) < 51
+        assert {sum(RECORDS[name] in test for name in group) for group in names} == {0, 3}
+
     @pytest.mark.parametrize("shuffle", [True, False])
     def test_by_stretch(self, tmp_path, path, shuffle):
         split = {"by": "stretch", "validation": 0.1, "test": 0.2}

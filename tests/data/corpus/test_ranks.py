@@ -68,6 +68,7 @@ def run(num_ranks: int, *command: object) -> subprocess.CompletedProcess:
     assert mpirun, "mpirun is missing: pip install --requirement requirements.txt"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment |= {"OMPI_MCA_mpi_yield_when_idle": "1"}
     words = [mpirun, "--oversubscribe", "-n", str(num_ranks), sys.executable, *map(str, command)]
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
