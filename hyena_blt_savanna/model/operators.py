@@ -258,17 +258,18 @@ class HyenaImplicit(HyenaOperator):
 def gated_long_convolution(operator: HyenaOperator, skip: Tensor, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
     """x1 (h (*) p + skip p), p = x2 v, with filters as long as the sequence: some channels of all of it on each rank.
 
+    Only the convolution looks along the sequence: what is exchanged is p and what becomes of it, not x1, x2 and v.
+
     Args:
         operator: gives the filters, and knows the ranks.
         skip: [D].
         x1: [D, B, L], like x2 and v.
     """
     context = operator.context
-    x1, x2, v = (context.gather_sequence(part, channel_dim=0, sequence_dim=2) for part in (x1, x2, v))
     p = x2 * v
-    q = causal_convolution(p, context.own_channels(operator.filters(p.shape[-1]), channel_dim=0))
-    y = x1 * add_skip(q, context.own_channels(skip, channel_dim=0), p)
-    return context.scatter_sequence(y, channel_dim=0, sequence_dim=2)
+    whole = context.gather_sequence(p, channel_dim=0, sequence_dim=2)
+    q = causal_convolution(whole, context.own_channels(operator.filters(whole.shape[-1]), channel_dim=0))
+    return x1 * add_skip(context.scatter_sequence(q, channel_dim=0, sequence_dim=2), skip, p)
 
 
 def convolve_slice(p: Tensor, taps: Tensor, context: ContextParallel) -> Tensor:
