@@ -152,22 +152,25 @@ def places(config: IsotropicConfig) -> list[Place]:
     return [*outer_places(config), *blocks]
 
 
-def what_only_native_holds(config: IsotropicConfig) -> list[str]:
+def what_only_native_holds(model: IsotropicConfig | StackConfig) -> list[str]:
     """What of a model has no place in Savanna or Vortex, in words; empty if all has one.
 
     Args:
-        config: of an isotropic model.
+        model: configuration of an isotropic model, or of the blocks of another one.
     """
-    stack = config.stack
+    stack = model.stack if isinstance(model, IsotropicConfig) else model
     unknown = sorted(set(stack.blocks) - set(BLOCKS))
     reasons = [
         (bool(unknown), f"blocks of kind {', '.join(unknown)} (it knows {', '.join(BLOCKS)})"),
-        (config.kmers is not None, "tables of k-mers (kmers)"),
-        (config.head == "scored", "a head of the scored bytes alone (head: scored)"),
         (not stack.final_norm, "a stack without a final norm (stack.final_norm: false)"),
         (
             "attention" in stack.blocks and stack.attention.window is not None,
             "attention within a window (stack.attention.window)",
         ),
     ]
+    if isinstance(model, IsotropicConfig):
+        reasons += [
+            (model.kmers is not None, "tables of k-mers (kmers)"),
+            (model.head == "scored", "a head of the scored bytes alone (head: scored)"),
+        ]
     return [reason for holds, reason in reasons if holds]

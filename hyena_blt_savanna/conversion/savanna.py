@@ -10,27 +10,20 @@ loads it strictly.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from hyena_blt_savanna.conversion.foreign_yaml import merge_foreign
-from hyena_blt_savanna.conversion.names import (
-    EXTRA_STATE,
-    INVERSE_FREQUENCIES,
-    TIME,
-    UNREAD_NORMS,
-    Layout,
-    Place,
-    block_prefixes,
-    places,
-)
+from hyena_blt_savanna.conversion.names import EXTRA_STATE, INVERSE_FREQUENCIES, block_prefixes, places
 from hyena_blt_savanna.conversion.savanna_config import describe, parse_settings
+from hyena_blt_savanna.conversion.savanna_hybrid import PATCHER, is_hybrid
+from hyena_blt_savanna.conversion.savanna_hybrid_weights import hybrid_to_savanna, read_hybrid, stack_of
 from hyena_blt_savanna.conversion.savanna_inferred import infer, with_stored_decay, with_stored_rotary
+from hyena_blt_savanna.conversion.savanna_layouts import is_unread, plain_norm, to_ours, to_savanna_layouts
 from hyena_blt_savanna.conversion.savanna_ranks import RANK_FILE, find_folder, merge_ranks, read_ranks, saved_args
 from hyena_blt_savanna.conversion.torch_files import write_torch
 from hyena_blt_savanna.conversion.weights import (
@@ -40,20 +33,13 @@ from hyena_blt_savanna.conversion.weights import (
     only_tensors,
     state_shapes,
 )
-from hyena_blt_savanna.evaluation.tensor_files import LazyTensor, lazy
+from hyena_blt_savanna.evaluation.tensor_files import LazyTensor
+from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.model.operators import decay_grid
 
 STEP_FOLDER = "global_step0"
 _ARGS = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "make_vocab_size_divisible_by",
          "tokenizer_type", "model_parallel_size")  # fmt: skip
-_DIMENSIONS: dict[Layout, tuple[int, ...]] = {
-    "taps": (2, 3),
-    "narrow_taps": (2, 3),
-    "padded_taps": (2,),
-    "padded_decay": (2,),
-}
-_UNREAD = (*UNREAD_NORMS, TIME, INVERSE_FREQUENCIES["savanna"])
 
 
 def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
@@ -71,17 +57,30 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
     states = read_ranks(folder)
     modules = [state["module"] for state in states]
     kept = [
-        only_tensors(folder, {_plain_norm(name): value for name, value in module.items() if not _is_unread(name)})
+        only_tensors(folder, {plain_norm(name): value for name, value in module.items() if not is_unread(name)})
         for module in modules
     ]
-    dropped = sum(name.endswith(EXTRA_STATE) for name in modules[0])
     found = merge_foreign([*sorted((folder / "configs").glob("*.y*ml")), *settings])
-    inferred = infer(modules, saved_args(states[0]))
-    config = parse_settings(found, inferred, str(folder))
+    if is_hybrid(found, list(kept[0])):
+        weights = read_hybrid(folder, kept, found)
+    else:
+        weights = _isotropic(folder, modules, kept, found, saved_args(states[0]))
+    dropped = sum(name.endswith(EXTRA_STATE) for name in modules[0])
     notes = [f"{dropped} entries of TransformerEngine's fp8 state ({EXTRA_STATE}) were left out"] if dropped else []
-    config, more = with_stored_rotary(config, modules[0], INVERSE_FREQUENCIES["savanna"], str(folder))
-    notes += more
-    merged = merge_ranks(folder, kept, config)
+    return dataclasses.replace(weights, notes=(*notes, *weights.notes))
+
+
+def _isotropic(
+    folder: Path,
+    modules: Sequence[Mapping[str, LazyTensor]],
+    kept: Sequence[Mapping[str, LazyTensor]],
+    found: Mapping[str, Any],
+    args: Mapping[str, Any],
+) -> ModelWeights:
+    inferred = infer(modules, args)
+    config = parse_settings(found, inferred, str(folder))
+    config, notes = with_stored_rotary(config, modules[0], INVERSE_FREQUENCIES["savanna"], str(folder))
+    merged = merge_ranks(folder, kept, places(config), config.stack)
     if "hyena_mr" in config.stack.blocks:
         config, more = with_stored_decay(config, merged)
         notes += more
@@ -94,45 +93,18 @@ def read(path: Path, settings: Sequence[str] = ()) -> ModelWeights:
     return ModelWeights(config, tensors, window_bases=window_bases, notes=tuple(notes))
 
 
-def _is_unread(name: str) -> bool:
-    plain = _plain_norm(name)
-    return name.endswith(EXTRA_STATE) or any(plain.endswith("." + ending) for ending in _UNREAD)
-
-
-def _plain_norm(name: str) -> str:
-    """TransformerEngine calls a norm's scale its weight."""
-    return re.sub(r"((?:layernorm)|(?:sequential\.\d+\.norm))\.weight$", r"\1.scale", name)
-
-
 def _to_ours(folder: Path, merged: Mapping[str, LazyTensor], config: IsotropicConfig) -> dict[str, LazyTensor]:
     wanted = state_shapes(config)
-    given = {name: tensor.shape for name, tensor in merged.items()}
-    ours = {}
-    for place in places(config):
-        tensor = merged.get(place.savanna)
-        # A tensor of another number of dimensions is reported as it is.
-        if tensor is not None and len(tensor.shape) in _DIMENSIONS.get(place.layout, (len(tensor.shape),)):
-            tensor = _by_lag(tensor, place.layout, config.stack.hyena.mr_taps)
-            given[place.savanna] = tensor.shape
-        if tensor is not None:
-            ours[place.ours] = tensor
+    ours, given = to_ours(merged, places(config), config.stack.hyena.mr_taps)
     check_tensors(str(folder), {place.savanna: wanted[place.ours] for place in places(config)}, given)
     return {name: ours["embedding.weight" if name not in ours else name] for name in wanted}
-
-
-def _by_lag(tensor: LazyTensor, layout: Layout, num_taps: int) -> LazyTensor:
-    if layout in ("taps", "narrow_taps"):
-        return tensor.map(lambda taps: taps.flatten(1).flip(1))
-    if layout in ("padded_taps", "padded_decay"):
-        return tensor.map(lambda taps: taps[:, :num_taps].clone())
-    return tensor
 
 
 def write(weights: ModelWeights, folder: Path) -> list[str]:
     """Writes a checkpoint of one rank, with the YAML file of its architecture and the file `latest`.
 
     Args:
-        weights: of an isotropic model.
+        weights: of an isotropic model, or of a hybrid.
         folder: exists, and is written whole by the caller.
 
     Returns:
@@ -142,12 +114,17 @@ def write(weights: ModelWeights, folder: Path) -> list[str]:
         ConversionError: the model has parts that Savanna has no place for.
         DiskFullError: there is not enough space.
     """
-    config = isotropic_config(weights, "Savanna")
-    settings = describe(config, window_of(weights))
+    if isinstance(weights.config, HyenaBLTConfig):
+        settings, module, notes = hybrid_to_savanna(weights)
+    else:
+        config = isotropic_config(weights, "Savanna")
+        settings = describe(config, window_of(weights))
+        module, notes = to_savanna(weights)
+    assert isinstance(weights.config, HyenaBLTConfig | IsotropicConfig)
+    stack = stack_of(weights.config)
     step = folder / STEP_FOLDER
     (step / "configs").mkdir(parents=True)
     (step / "configs" / "model.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    module, notes = to_savanna(weights)
     state = {
         "module": module,
         "dp_world_size": 1,
@@ -160,7 +137,9 @@ def write(weights: ModelWeights, folder: Path) -> list[str]:
     }
     write_torch(step / RANK_FILE.format(0), state)
     (folder / "latest").write_text(STEP_FOLDER)
-    if config.stack.hyena.mr_decay == "none" and "hyena_mr" in config.stack.blocks:
+    if weights.patcher is not None:
+        weights.patcher.save(step / PATCHER)
+    if stack.hyena.mr_decay == "none" and "hyena_mr" in stack.blocks:
         notes.append("hyena_mr has no decay: Savanna must load the buffers filter.decay of ones with the weights")
     return notes
 
@@ -182,60 +161,6 @@ def to_savanna(weights: ModelWeights) -> tuple[dict[str, LazyTensor], list[str]]
         Tensors by name, and what differs, in words.
     """
     assert isinstance(weights.config, IsotropicConfig)
-    config, window_bases = weights.config, window_of(weights)
-    module, without_bias = {}, 0
-    for place in places(config):
-        if place.ours in weights.tensors:
-            module[place.savanna] = _to_layout(weights.tensors[place.ours], place, config, window_bases)
-        else:
-            # The only weights that a model of ours may lack.
-            assert place.ours.endswith("out_projection.bias")
-            module[place.savanna] = _filled(config.stack.width, 0.0, torch.float32)
-            without_bias += 1
-    for index, block in enumerate(config.stack.blocks):
-        prefix = block_prefixes(index)["savanna"]
-        scale = module[prefix + "input_layernorm.scale"]
-        module |= {prefix + name: _filled(config.stack.width, 1.0, scale.dtype) for name in UNREAD_NORMS}
-        if block == "hyena_li":
-            module[prefix + TIME] = lazy(torch.arange(window_bases, dtype=torch.float32)[None, None])
-        if block == "attention":
-            module[prefix + INVERSE_FREQUENCIES["savanna"]] = lazy(inverse_frequencies(config))
-    if config.stack.norm.epsilon_inside_root:
-        module = {_transformer_engine_norm(name): tensor for name, tensor in module.items()}
-    notes = [f"{without_bias} output projections without a bias have one of zeros"] if without_bias else []
-    return module, notes
-
-
-def _filled(size: int, value: float, dtype: torch.dtype) -> LazyTensor:
-    return LazyTensor((size,), dtype, lambda: torch.full((size,), value, dtype=dtype))
-
-
-def inverse_frequencies(config: IsotropicConfig) -> Tensor:
-    """base^(-2i / d), fp32 [d / 2], as Savanna computes them."""
-    head_width = config.stack.width // config.stack.num_heads
-    exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
-    return 1.0 / config.stack.attention.rotary.base**exponents
-
-
-def _transformer_engine_norm(name: str) -> str:
-    return re.sub(r"((?:layernorm)|(?:sequential\.\d+\.norm))\.scale$", r"\1.weight", name)
-
-
-def _to_layout(tensor: LazyTensor, place: Place, config: IsotropicConfig, window_bases: int) -> LazyTensor:
-    if place.layout == "narrow_taps":
-        return tensor.map(lambda taps: taps.flip(1))
-    if place.layout == "taps":
-        return tensor.map(lambda taps: taps.flip(1)[:, None])
-    if place.layout == "padded_taps":
-        return tensor.map(lambda taps: torch.nn.functional.pad(taps, (0, window_bases - taps.shape[1])))
-    if place.layout == "padded_decay":
-        hyena = config.stack.hyena.model_copy(update={"mr_taps": window_bases})
-
-        def widened(decay: Tensor) -> Tensor:
-            with decay.device:
-                grid = decay_grid(len(decay), hyena).to(decay.dtype)
-            grid[:, : decay.shape[1]] = decay
-            return grid
-
-        return tensor.map(widened)
-    return tensor
+    stack = weights.config.stack
+    prefixes = [block_prefixes(index)["savanna"] for index in range(len(stack.blocks))]
+    return to_savanna_layouts(weights.tensors, places(weights.config), prefixes, stack, window_of(weights))

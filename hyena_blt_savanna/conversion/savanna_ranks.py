@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena_blt_savanna.conversion.names import Place, places
+from hyena_blt_savanna.conversion.names import Place
 from hyena_blt_savanna.conversion.torch_files import read_torch
 from hyena_blt_savanna.conversion.weights import ConversionError
 from hyena_blt_savanna.evaluation.tensor_files import LazyTensor
-from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.stack import StackConfig
 
 RANK_FILE = "mp_rank_{:02d}_model_states.pt"
 _RANK_PATTERN = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -96,20 +96,21 @@ def _step(state: Mapping[str, Any]) -> Any:
 
 
 def merge_ranks(
-    folder: Path, modules: Sequence[Mapping[str, LazyTensor]], config: IsotropicConfig
+    folder: Path, modules: Sequence[Mapping[str, LazyTensor]], places: Sequence[Place], stack: StackConfig
 ) -> dict[str, LazyTensor]:
     """Puts together what tensor parallelism has cut.
 
     Args:
         folder: for messages.
         modules: weights of each rank, by Savanna's names.
-        config: the model's.
+        places: where weights lie; what is in none is on the first rank alone, or on one rank.
+        stack: of the blocks.
 
     Raises:
         ConversionError: the ranks don't hold the same weights; where a weight should be the same on all ranks and is
             not, when it is loaded.
     """
-    by_name = {place.savanna: place for place in places(config)}
+    by_name = {place.savanna: place for place in places}
     merged = {}
     for name in {name: None for module in modules for name in module}:
         parts = [module[name] for module in modules if name in module]
@@ -123,15 +124,15 @@ def merge_ranks(
         elif place.shard_dim is None:
             merged[name] = _replicated(folder, name, parts)
         else:
-            in_thirds = place.thirds and not config.stack.hyena.interleaved_projection
-            merged[name] = _joined(parts, _cut_dimension(place, tensor.shape, config), in_thirds)
+            in_thirds = place.thirds and not stack.hyena.interleaved_projection
+            merged[name] = _joined(parts, _cut_dimension(place, tensor.shape, stack), in_thirds)
     return merged
 
 
-def _cut_dimension(place: Place, shape: Sequence[int], config: IsotropicConfig) -> int:
+def _cut_dimension(place: Place, shape: Sequence[int], stack: StackConfig) -> int:
     assert place.shard_dim is not None
     # Savanna cuts a head of its own by either (output_layer_parallelism).
-    by_rows = place.ours == "head.weight" and len(shape) == 2 and shape[1] != config.stack.width
+    by_rows = place.ours == "head.weight" and len(shape) == 2 and shape[1] != stack.width
     dim = 1 if by_rows else place.shard_dim
     # A tensor of another number of dimensions is reported as it is.
     return min(dim, len(shape) - 1)

@@ -26,8 +26,9 @@ from hyena_blt_savanna.conversion.names import (
     block_prefixes,
     places,
 )
-from hyena_blt_savanna.conversion.savanna import inverse_frequencies, window_of
+from hyena_blt_savanna.conversion.savanna import window_of
 from hyena_blt_savanna.conversion.savanna_inferred import with_stored_rotary
+from hyena_blt_savanna.conversion.savanna_layouts import inverse_frequencies
 from hyena_blt_savanna.conversion.torch_files import read_torch, write_torch
 from hyena_blt_savanna.conversion.vortex_config import describe, parse_settings, read_settings
 from hyena_blt_savanna.conversion.weights import (
@@ -183,7 +184,7 @@ def to_vortex(weights: ModelWeights) -> dict[str, LazyTensor]:
         if block == "hyena_li":
             state[prefix["vortex"] + LOG_POLES] = _log_poles(tensors, prefix["ours"] + "mixer.operator.", config)
         if block == "attention":
-            state[prefix["vortex"] + INVERSE_FREQUENCIES["vortex"]] = lazy(inverse_frequencies(config))
+            state[prefix["vortex"] + INVERSE_FREQUENCIES["vortex"]] = lazy(inverse_frequencies(config.stack))
     state.setdefault(_UNEMBED, state["embedding_layer.weight"])
     return state
 
