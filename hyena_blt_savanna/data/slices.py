@@ -65,7 +65,12 @@ class SlicePatches:
 
 
 def read_slices(
-    windows: Sequence[FoundWindow], repeat_weight: float, rank: int, num_ranks: int, num_left: int
+    windows: Sequence[FoundWindow],
+    repeat_weight: float,
+    rank: int,
+    num_ranks: int,
+    num_left: int,
+    num_patches: int | None = None,
 ) -> Batch:
     """Reads a rank's slices of windows, and nothing else of them.
 
@@ -75,11 +80,14 @@ def read_slices(
         rank: of this rank among those that share the windows, r.
         num_ranks: C.
         num_left: patches of the slices on the left that the model reads too.
+        num_patches: P that the slices are cut from, the byte in front included; no row has more. None: of the longest.
 
     Returns:
         What `slice_batch` makes of the batch of the whole windows.
     """
-    cut = SlicePatches.of(1 + max(len(window.patch_lengths) for window in windows), rank, num_ranks, num_left)
+    longest = 1 + max(len(window.patch_lengths) for window in windows)
+    assert num_patches is None or num_patches >= longest
+    cut = SlicePatches.of(num_patches or longest, rank, num_ranks, num_left)
     # The byte in front of a window is its first patch.
     has_front = cut.first == 0
     begin = max(cut.first - 1, 0)

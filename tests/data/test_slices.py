@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,13 @@ def test_slices_are_those_of_whole_windows(sources: dict[str, TrainingSamples], 
     num_left = data.draw(st.sampled_from([0, 1, 5, 1000]))
     windows = [samples.find(0, WINDOW, index) for index in indices]
     whole = collate([samples.sample(0, WINDOW, index) for index in indices], 0.25)
+    num_patches = None
+    if (spare := data.draw(st.sampled_from([None, 0, 1, 30]))) is not None:
+        # As many as somebody wants, behind all slices.
+        num_patches = whole.patch_lengths.shape[1] + spare
+        whole = replace(whole, patch_lengths=torch.nn.functional.pad(whole.patch_lengths, (0, spare)))
     for rank in range(num_ranks):
-        found = read_slices(windows, 0.25, rank, num_ranks, num_left)
+        found = read_slices(windows, 0.25, rank, num_ranks, num_left, num_patches)
         assert differences(found, slice_batch(whole, rank, num_ranks, num_left)) == []
 
 

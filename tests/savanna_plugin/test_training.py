@@ -1,0 +1,89 @@
+"""Training through `savanna.training.pretrain` is training here: the same losses on the same batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from hyena_blt_savanna.conversion.convert import Conversion, convert
+from hyena_blt_savanna.evaluation.native_checkpoint import read_native
+
+if TYPE_CHECKING:
+    from hyena_blt_savanna.testing.savanna_runs import Curve
+
+Runs = tuple[Path, dict[str, Any]]
+TOLERANCE = 1e-5
+
+
+def assert_same(run: Curve, losses: list[float], norms: list[float]) -> None:
+    assert run.losses == pytest.approx(losses, rel=TOLERANCE)
+    # AdamW hides a wrong scale of gradients; their norms don't. (It also turns rounding into steps of full size.)
+    assert run.norms == pytest.approx(norms, rel=1e-3)
+
+
+def test_twenty_steps_are_those_of_our_own_loop(runs: Runs) -> None:
+    _, found = runs
+    losses, norms = found["reference"]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 0.1, "nothing was learned"
+    for name in ("first", "zero_3", "from_native"):
+        assert_same(found[name], losses, norms)
+
+
+def test_savannas_own_blocks_learn_as_ours_do(runs: Runs) -> None:
+    _, found = runs
+    for name in ("savanna_blocks", "from_folder"):
+        assert_same(found[name], *found["reference"])
+
+
+@pytest.mark.parametrize("name", ["data", "data_zero_3", "context", "context_savanna", "tensor_savanna"])
+def test_two_ranks_are_one(runs: Runs, runs_of_two: dict[str, Any], name: str) -> None:
+    _, found = runs
+    assert_same(runs_of_two[name], *found["reference"])
+
+
+def test_savanna_resumes_its_own_checkpoint(runs: Runs) -> None:
+    _, found = runs
+    assert found["resumed"].losses == found["first"].losses[10:]
+    assert found["resumed"].rates == found["first"].rates[10:]
+    assert found["resumed"].token_index == found["first"].token_index == 20 * 4 * 128
+    for name, weight in found["first"].weights.items():
+        assert torch.equal(found["resumed"].weights[name], weight), name
+
+
+def test_evaluation_is_of_whole_windows(runs: Runs) -> None:
+    _, found = runs
+    assert found["first"].losses[-1] - 0.05 < found["first"].validation < found["first"].losses[0]
+
+
+def test_operations_are_counted_by_the_hybrid(runs: Runs) -> None:
+    folder, found = runs
+    config = read_native(folder / "native").config
+    # 4 windows of 128 bases; the mean of random patches of 1 to 8 bases is near 4.5.
+    forward = sum(config.flops(128, round(128 / 4.5)).values())
+    assert found["first"].flops == pytest.approx(3 * 4 * forward, rel=0.02)
+
+
+def fixed_logits(folder: Path) -> torch.Tensor:
+    from hyena_blt_savanna.testing.savanna_runs import logits_of_fixed_windows
+
+    return logits_of_fixed_windows(read_native(folder).module)
+
+
+@pytest.mark.parametrize("name", ["first", "savanna_blocks"])
+def test_checkpoints_become_native_with_the_same_logits(runs: Runs, tmp_path: Path, name: str) -> None:
+    folder, found = runs
+    saved = folder / ("saved" if name == "first" else name)
+    result = convert(Conversion(saved, tmp_path / "native", "auto", "native"))
+    assert (result["from"], result["window_bases"]) == ("savanna", 128)
+    torch.testing.assert_close(fixed_logits(tmp_path / "native"), found[name].logits, rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_of_tensor_parallelism_are_put_together(runs: Runs, runs_of_two: dict[str, Any], tmp_path: Path) -> None:
+    folder, found = runs
+    convert(Conversion(folder / "tensor", tmp_path / "native", "savanna", "native"))
+    # The same run on one rank.
+    torch.testing.assert_close(fixed_logits(tmp_path / "native"), found["savanna_blocks"].logits, rtol=1e-3, atol=1e-3)
