@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hyena_blt_savanna.conversion.savanna_hybrid_weights import to_savanna_weights
+from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.evaluation.tensor_files import lazy
-from hyena_blt_savanna.savanna_plugin.checkout import import_savanna
+from hyena_blt_savanna.savanna_plugin.checkout import SavannaError, import_savanna
 from hyena_blt_savanna.savanna_plugin.cpu_mode import cpu_mode
 from hyena_blt_savanna.savanna_plugin.registration import registered
 from hyena_blt_savanna.testing.savanna_mistakes import mistakes
@@ -24,9 +26,11 @@ from hyena_blt_savanna.testing.savanna_runs import (
     logits_of_fixed_windows,
     plain_config,
     quietly,
+    save_native,
     settings_of,
     train,
 )
+from hyena_blt_savanna.testing.toy_training import toy_windows
 from hyena_blt_savanna.training.ranks import join_ranks
 
 
@@ -35,6 +39,7 @@ def probe(data: Path, folder: Path) -> dict[str, Any]:
     join_ranks()
     return {
         "leaks": leaks(data, folder),
+        "refusals": refusals(data, folder),
         "mistakes": mistakes(data, folder),
         "blocks": both_kinds_of_blocks(data, folder),
         "data": reads_data(data, folder),
@@ -59,12 +64,37 @@ def plain_logits(data: Path) -> Tensor:
 
 
 def leaks(data: Path, folder: Path) -> dict[str, Any]:
-    """What is another after a run than before it; and the logits of Savanna's own model before and after."""
+    """What is another after a run than before it, and after one that failed; and the logits of Savanna's own model
+    before and after both."""
     before = plain_logits(data)
-    found = _state()
-    train(configuration(data, train_iters=2), folder)
-    changed = [key for key, value in _state().items() if found.get(key) is not value]
+    found, changed = _state(), []
+    for steps, paths in ((2, data), (2, folder)):
+        with contextlib.suppress(DataError):
+            train(configuration(paths, train_iters=steps), folder)
+        changed.append([key for key, value in _state().items() if found.get(key) is not value])
     return {"changed": changed, "before": before, "after": plain_logits(data)}
+
+
+def refusals(data: Path, folder: Path) -> dict[str, str]:
+    """What is said where only Savanna's code, or the model, can tell that something is wrong."""
+    native = folder / "another"
+    save_native(settings_of(configuration(data, blt_model={"local_width": 24}), folder / "refused"), native, seed=1)
+    blocks = {"blt_global_blocks": "savanna"}
+    cases: dict[str, dict[str, Any]] = {
+        "unknown key": {"no_key_of_savannas": 1},
+        "another model": {**blocks, "blt_start_from": str(native)},
+        "another model of ours": {"blt_start_from": str(native)},
+        "no checkpoint": {"load": str(folder), "iteration": 7},
+        "long windows": {**blocks, "blt_window_patches": 4, "eval_iters": 1},
+        "broken data": {"blt_annotation": "none"},
+    }
+    found = {}
+    for name, changes in cases.items():
+        try:
+            train(configuration(data, train_iters=2, **changes), folder / "refused")
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def _state() -> dict[str, Any]:
@@ -89,9 +119,10 @@ def _state() -> dict[str, Any]:
     return state
 
 
-def both_kinds_of_blocks(data: Path, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits with our global blocks and with Savanna's of the same weights, by the MLPs' activation."""
-    found = {}
+def both_kinds_of_blocks(data: Path, folder: Path) -> dict[str, Any]:
+    """Logits with our global blocks and with Savanna's of the same weights, by the MLPs' activation; and what is said
+    of windows that are too long for the latter."""
+    found: dict[str, Any] = {}
     for activation in (None, "gelu"):
         config = configuration(
             data,
@@ -114,6 +145,11 @@ def both_kinds_of_blocks(data: Path, folder: Path) -> dict[str, tuple[Tensor, Te
                 theirs = registration.get_model(global_config)
                 theirs.load_state_dict({name: tensor.load() for name, tensor in state.items()})
                 found[str(activation)] = logits_of_fixed_windows(ours), logits_of_fixed_windows(theirs)
+                long = toy_windows(1, num_bases=600)
+                try:
+                    theirs(long.bases, long.patch_lengths)
+                except SavannaError as error:
+                    found["too long"] = str(error)
     return found
 
 

@@ -271,14 +271,14 @@ def one_rank(data: Path, folder: Path) -> dict[str, Any]:
     found["reference"] = reference(data, config, found["first"].rates, folder / "ours")
     load = {"load": str(folder / "saved"), "iteration": 10}
     found["resumed"] = train({**config, **load}, folder)
-    found["zero_3"] = train(configuration(data, zero_optimization={"stage": 3}), folder)
+    found["zero_3"] = train(configuration(data, zero_optimization={"stage": 3}, **_kept_inputs(1)), folder)
     native = folder / "native"
     save_native(settings_of(config, folder), native, config["seed"])
     found["from_native"] = train(configuration(data, blt_start_from=str(native)), folder)
     convert(Conversion(native, folder / "converted", "native", "savanna"))
     load = {"load": str(folder / "converted"), "finetune": True, "warmstart": True}
     blocks = {"blt_global_blocks": "savanna", "train_micro_batch_size_per_gpu": 4}
-    found["from_folder"] = train(configuration(data, **blocks, **load), folder)
+    found["from_folder"] = train(configuration(data, **blocks, **load, **_kept_inputs(2)), folder)
     found["savanna_blocks"] = train(
         configuration(
             data,
@@ -294,13 +294,19 @@ def one_rank(data: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
+def _kept_inputs(num_layers: int) -> dict[str, Any]:
+    """Keys by which only what goes into so many blocks is kept for the backward pass."""
+    return {"checkpoint_activations": True, "checkpoint_num_layers": num_layers}
+
+
 def two_ranks(data: Path, folder: Path, native: Path) -> dict[str, Any]:
     """All runs of two ranks."""
     halves, whole = {"train_micro_batch_size_per_gpu": 2}, {"train_micro_batch_size_per_gpu": 4}
     savanna = {"blt_global_blocks": "savanna", "blt_start_from": str(native), **whole}
     context = {"context_parallel_size": 2, "use_cp_hyena": True}
     runs: dict[str, dict[str, Any]] = {
-        "data": halves,
+        "data": {"save": str(folder / "data"), "checkpoint_factor": 10, **halves},
+        "data_resumed": {"load": str(folder / "data"), "iteration": 10, **halves},
         "data_zero_3": {"zero_optimization": {"stage": 3}, **halves},
         "context": {**context, **whole},
         "context_savanna": {**context, **savanna},

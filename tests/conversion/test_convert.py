@@ -20,6 +20,7 @@ from hyena_blt_savanna.conversion import agreement, convert, into_hybrid, torch_
 from hyena_blt_savanna.conversion.agreement import compare, fixed_bases, logits_of
 from hyena_blt_savanna.conversion.convert import Conversion, detect_format
 from hyena_blt_savanna.conversion.native import read as read_native_weights
+from hyena_blt_savanna.conversion.savanna_hybrid_weights import hybrid_to_savanna
 from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights
 from hyena_blt_savanna.conversion.window import with_window
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native, save_pretrained
@@ -301,6 +302,13 @@ def test_hybrids_go_to_savanna_and_back(tmp_path: Path, hybrid: Path) -> None:
     (tmp_path / "savanna" / "global_step0" / "configs" / "model.yml").unlink()
     with pytest.raises(ConversionError, match="give the YAML file that it was trained with, which has the block"):
         run(tmp_path / "savanna", tmp_path / "out", "native")
+
+
+def test_hybrids_with_parts_of_our_own_stay_native(hybrid: Path) -> None:
+    config = read_native(hybrid).config.to_dict()
+    config["global_model"] |= {"blocks": ["attention"], "attention": {"window": 32}}
+    with pytest.raises(ConversionError, match="Savanna has no place for attention within a window"):
+        hybrid_to_savanna(ModelWeights(HyenaBLTConfig.parse(config), {}))
 
 
 def test_hybrids_stay_native(tmp_path: Path, hybrid: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyena_blt_savanna.savanna_plugin import checkout
+from hyena_blt_savanna.savanna_plugin import cpu_mode as cpu_mode_module
 from hyena_blt_savanna.savanna_plugin.checkout import SavannaError, add_to_path, import_savanna
 from hyena_blt_savanna.savanna_plugin.cpu_mode import attention, cpu_mode
 from hyena_blt_savanna.savanna_plugin.replacements import Replacements
@@ -68,6 +69,16 @@ def test_the_cpu_mode_is_for_machines_without_cuda(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(SavannaError, match="for machines without CUDA"), cpu_mode():
         pass
+
+
+def test_what_the_cpu_mode_has_not_is_refused() -> None:
+    with pytest.raises(ImportError, match=r"transformer_engine\.Linear needs CUDA, and this is the CPU mode"):
+        cpu_mode_module._missing_in("transformer_engine")("Linear")
+    # Only what is asked for: Python's own questions are answered as everywhere.
+    with pytest.raises(AttributeError):
+        cpu_mode_module._missing_in("transformer_engine")("__wrapped__")
+    with pytest.raises(SavannaError, match="in the CPU mode use the operator flash_v2"):
+        cpu_mode_module._refuse()
 
 
 def test_attention_of_the_cpu_mode_is_softmax_of_scores() -> None:

@@ -18,10 +18,26 @@ Probed = tuple[Path, dict[str, Any]]
 
 def test_nothing_is_left_behind(probed: Probed) -> None:
     leaks = probed[1]["leaks"]
-    assert leaks["changed"] == []
+    # After a run, and after one whose data were missing.
+    assert leaks["changed"] == [[], []]
     assert float(leaks["before"].std()) > 0.05
     # A plain model of Savanna's builds as before.
     assert torch.equal(leaks["before"], leaks["after"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("unknown key", "Savanna refuses this configuration: "),
+        ("another model", "is a checkpoint of another model than Savanna's keys and hyena-blt describe"),
+        ("another model of ours", "local_width"),
+        ("no checkpoint", "global_step7 has neither mp_rank_00_model_states.pt nor"),
+        ("long windows", "evaluation cuts none off: set hyena-blt.window_patches, which is 4, to at least"),
+        ("broken data", "none.manifest.json"),
+    ],
+)
+def test_what_only_savanna_can_tell_is_refused(probed: Probed, name: str, says: str) -> None:
+    assert says in probed[1]["refusals"].get(name, "nothing was raised")
 
 
 @pytest.mark.parametrize("activation", ["None", "gelu"])
@@ -29,6 +45,10 @@ def test_savannas_blocks_and_ours_give_the_same_logits(probed: Probed, activatio
     ours, theirs = probed[1]["blocks"][activation]
     assert float(ours.std()) > 0.1
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
+
+
+def test_longer_windows_are_refused(probed: Probed) -> None:
+    assert "and hyena-blt.window_patches is 64: raise it" in probed[1]["blocks"]["too long"]
 
 
 def test_the_activation_of_the_mlps_matters(probed: Probed) -> None:
