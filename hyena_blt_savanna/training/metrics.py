@@ -21,6 +21,7 @@ from hyena_blt_savanna.training.loss import NATS_PER_BIT
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_PADDING = 0.0005
 _MONITORED = (
     "loss",
     "bits_per_base",
@@ -119,7 +120,7 @@ class Reporter:
             "kb/s": f"{line['bases_per_second'] / 1e3:.1f}",
         }
         padding = line["padding_share_of_bases"], line["padding_share_of_patches"]
-        if max(padding) > 0:
+        if max(padding) >= _SHOWN_PADDING:
             shown["padding"] = f"{padding[0]:.1%} of bases, {padding[1]:.1%} of patches"
         if self._bar is not None:
             self._bar.set_postfix(shown)
