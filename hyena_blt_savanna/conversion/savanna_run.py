@@ -225,9 +225,15 @@ def from_ours(config: RunConfig, window_patches: int | None = None) -> Converted
         window_patches: of a hybrid: positions of the global model; None: data.window_patches and the byte in front.
 
     Raises:
-        ConversionError: the model has parts that Savanna has none for, or window_patches is missing.
+        ConversionError: the model has parts that Savanna has none for, window_patches is missing, or the data are a
+            mixture.
     """
     training, data, notes = config.training, config.data, []
+    if data.folder is None:
+        raise ConversionError(
+            "data.sources are mixed sample by sample from folders of shards, and Savanna reads one file each: set "
+            "data.folder"
+        )
     stage = training.stages[0]
     micro = stage.micro_batch_windows
     if isinstance(config.model, HyenaBLTConfig):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from hyena_blt_savanna.data.folds import LeftOut
 from hyena_blt_savanna.data.indexed import IndexedReader, data_path
 from hyena_blt_savanna.data.manifest import Strand
 from hyena_blt_savanna.data.order import keyed_integer, keyed_permutation, order_key
+from hyena_blt_savanna.data.shards import OpenShards, ShardList, ShardRing
 from hyena_blt_savanna.data.weights import fold_and_weigh, weight_table
 from hyena_blt_savanna.data.windows import FoundWindow, Window, WindowCutter, WindowReader
 from hyena_blt_savanna.nucleotides import END_OF_DOCUMENT, PADDING, UPPER
 
+POOL_BASES = 1 << 36
 _POLL_SECONDS = 0.1
 
 
@@ -122,18 +124,23 @@ class TrainingSamples:
     """An endless sequence of training windows, each a pure function of its place in it.
 
     An epoch goes once through all windows of the strands, in an order and with an offset of the grid that are keyed
-    by seed, stage and epoch (see `windows` for the ring).
+    by seed, stage and epoch (see `windows` for the ring). Windows of a source larger than `POOL_BASES` are permuted
+    that many bases at a time, in shards that are themselves in a keyed order, so that few of these are open at once.
 
     Args:
-        prefix: path of the dataset without its suffix.
-        annotation: name of the patch boundaries; None: each base a patch.
+        source: path of a dataset without its suffix, or the shards of a source.
+        annotation: name of the patch boundaries; None: each base a patch. Shards know theirs.
         strands: "both" or "forward".
         seed: decides the order and the offsets.
         repeat_weight: weight of repeat-masked bases as targets.
         window_patches: more patches than this are cut off a window; None never cuts.
-        left_out: the fold that is left out; None: nothing is.
+        left_out: the fold of a dataset that is left out; None: nothing is.
         cutter: cuts each window anew; None: they are cut as stored.
         with_entropies: whether windows hold the stored entropies of their bases.
+        opened: holds the shards of a source open, with their entropies where these are needed.
+
+    Attributes:
+        path: of the data, for messages.
 
     Raises:
         DataError: the data or the boundaries are missing, broken, or don't belong together; or entropies are asked
@@ -142,7 +149,7 @@ class TrainingSamples:
 
     def __init__(
         self,
-        prefix: Path,
+        source: Path | ShardList,
         annotation: str | None = "patches",
         strands: Literal["both", "forward"] = "both",
         seed: int = 0,
@@ -151,18 +158,28 @@ class TrainingSamples:
         left_out: LeftOut | None = None,
         cutter: WindowCutter | None = None,
         with_entropies: bool = False,
+        opened: OpenShards | None = None,
     ) -> None:
-        self.prefix = prefix
         self.seed = seed
         self.repeat_weight = repeat_weight
         self.window_patches = window_patches
         self.cutter = cutter
         names: tuple[Strand, ...] = ("forward", "reverse") if strands == "both" else ("forward",)
-        reader = IndexedReader(prefix)
-        self._readers = [WindowReader(prefix, annotation, name, reader, left_out) for name in names]
+        self._readers: Sequence[WindowReader | ShardRing]
+        if isinstance(source, ShardList):
+            assert left_out is None
+            assert opened is not None
+            self.path = source.path
+            shuffled = source.shuffled(order_key(seed, "shards"))
+            self._readers = [ShardRing(shuffled, name, opened) for name in names]
+            return
+        self.path = data_path(source)
+        reader = IndexedReader(source)
+        readers = [WindowReader(source, annotation, name, reader, left_out) for name in names]
         if with_entropies or (cutter is not None and cutter.needs_entropies):
-            for strand in self._readers:
+            for strand in readers:
                 strand.open_entropies(in_windows=with_entropies)
+        self._readers = readers
 
     @property
     def num_bytes(self) -> int:
@@ -184,13 +201,13 @@ class TrainingSamples:
         """
         if self.num_bytes < window_bases:
             raise DataError(
-                f"{data_path(self.prefix)} has {self.num_bytes:,} bases, fewer than one window of {window_bases:,}: "
+                f"{self.path} has {self.num_bytes:,} bases, fewer than one window of {window_bases:,}: "
                 "take a smaller window_bases or more data"
             )
         longest = self.longest_patch_bases
         if longest > window_bases:
             raise DataError(
-                f"{data_path(self.prefix)}: the longest patch has {longest:,} bases, more than a window of "
+                f"{self.path}: the longest patch has {longest:,} bases, more than a window of "
                 f"{window_bases:,}: take a larger window_bases or a smaller max_patch_bases"
             )
         return -(-self.num_bytes // window_bases) * len(self._readers)
@@ -204,7 +221,7 @@ class TrainingSamples:
         num_windows = self.num_windows(window_bases)
         if num_windows < num_ranks * micro_batch_windows:
             raise DataError(
-                f"{data_path(self.prefix)} has {num_windows:,} windows of {window_bases:,} bases, but {num_ranks} "
+                f"{self.path} has {num_windows:,} windows of {window_bases:,} bases, but {num_ranks} "
                 f"ranks with micro batches of {micro_batch_windows} need {num_ranks * micro_batch_windows:,}: "
                 "use fewer ranks, a smaller micro_batch_windows or window_bases, or more data"
             )
@@ -224,17 +241,42 @@ class TrainingSamples:
         num_windows = self.num_windows(window_bases)
         epoch, place = divmod(global_index, num_windows)
         offset = keyed_integer(window_bases, order_key(self.seed, stage, epoch, "offset"))
-        chosen = keyed_permutation(place, num_windows, order_key(self.seed, stage, epoch, "order"))
-        index, strand = divmod(chosen, len(self._readers))
+        index, strand = divmod(self._chosen(place, num_windows, window_bases, stage, epoch), len(self._readers))
         reader = self._readers[strand]
         if self.cutter is None:
             return reader.ring_window(index, window_bases, offset, self.window_patches)
         key = order_key(self.seed, stage, global_index, "cuts")
         return reader.cut_window(index, window_bases, offset, self.cutter, key, progress, self.window_patches)
 
+    def _chosen(self, place: int, num_windows: int, window_bases: int, stage: int | str, epoch: int) -> int:
+        """Which window of an epoch comes at a place of its order: one of the pool that the place lies in."""
+        pool_windows = max(1, POOL_BASES // window_bases) * len(self._readers)
+        pool, place_in_pool = divmod(place, pool_windows)
+        first = pool * pool_windows
+        key = order_key(self.seed, stage, epoch, "order", *([pool] if pool else []))
+        return first + keyed_permutation(place_in_pool, min(pool_windows, num_windows - first), key)
+
     def sample(self, stage: int | str, window_bases: int, global_index: int, progress: float = 1.0) -> Window:
         """As `find`, with all of its bases."""
         return self.find(stage, window_bases, global_index, progress).read()
+
+
+class Samples(Protocol):
+    """Training windows by their place; see `TrainingSamples`."""
+
+    @property
+    def repeat_weight(self) -> float:
+        """Weight of repeat-masked bases as targets."""
+
+    @property
+    def longest_patch_bases(self) -> int:
+        """No window has a longer patch."""
+
+    def check_share(self, window_bases: int, num_ranks: int, micro_batch_windows: int) -> None:
+        """See `TrainingSamples.check_share`."""
+
+    def find(self, stage: int | str, window_bases: int, global_index: int, progress: float = 1.0) -> FoundWindow:
+        """See `TrainingSamples.find`."""
 
 
 class BatchLoader:
@@ -265,7 +307,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        samples: TrainingSamples,
+        samples: Samples,
         stage: int | str,
         window_bases: int,
         batch_windows: int,

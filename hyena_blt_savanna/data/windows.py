@@ -80,27 +80,54 @@ class Window:
             yield slice(seam.place, following.place), seam.num_tag_bytes
 
 
+class Stretch(NamedTuple):
+    """Patches that lie end to end in one stream.
+
+    Attributes:
+        start: of the first of them in the stream.
+        patch_lengths: int32 [P], in bases.
+        strand: what their bases are read from.
+        entropies: what the entropies of these are read from; None: they are not asked for.
+    """
+
+    start: int
+    patch_lengths: NDArray[np.int32]
+    strand: StrandReader
+    entropies: EntropyReader | None = None
+
+
 @dataclass(frozen=True)
 class FoundWindow:
     """A window whose patches are known, before any of its bases is read.
 
     Attributes:
-        stretches: where its patches lie: start in the stream, and int32 [P], lengths in bases; at least one, and more
-            where there are seams.
+        stretches: where its patches lie; at least one, and more where there are seams.
         num_cut_patches: patches that were left out at the end, because the window had too many.
-        strand: what bases are read from.
-        entropies: what their entropies are read from; None: they are not asked for.
     """
 
-    stretches: tuple[tuple[int, NDArray[np.int32]], ...]
+    stretches: tuple[Stretch, ...]
     num_cut_patches: int
-    strand: StrandReader
-    entropies: EntropyReader | None = None
+
+    @classmethod
+    def of(cls, stretches: Iterable[Stretch], max_patches: int | None) -> FoundWindow:
+        """The window of the patches of these stretches, without those that are too many.
+
+        Args:
+            stretches: in order, at least one.
+            max_patches: patches beyond that many are cut off; None never cuts.
+        """
+        kept, num_kept, num_cut = [], 0, 0
+        for stretch in stretches:
+            lengths = stretch.patch_lengths
+            taken = len(lengths) if max_patches is None else min(len(lengths), max_patches - num_kept)
+            kept.append(stretch._replace(patch_lengths=lengths[:taken]))
+            num_kept, num_cut = num_kept + taken, num_cut + len(lengths) - taken
+        return cls(tuple(kept), num_cut)
 
     @cached_property
     def patch_lengths(self) -> NDArray[np.int32]:
         """int32 [P], of the whole window, in bases."""
-        return np.concatenate([lengths for _, lengths in self.stretches])
+        return np.concatenate([stretch.patch_lengths for stretch in self.stretches])
 
     def read(self, first: int = 0, stop: int | None = None) -> Window:
         """Reads patches, and nothing of the others.
@@ -110,28 +137,38 @@ class FoundWindow:
             stop: index after the last one, at least `first`; may lie beyond the window; None reads to its end.
         """
         stop = len(self.patch_lengths) if stop is None else stop
-        pieces = self._places(first, stop)
-        ends = itertools.accumulate(end - start for start, end in pieces)
-        tags = [self.strand.tag_bytes_at(start) for start, _ in pieces]
-        entropies = None if self.entropies is None else [self.entropies.read(*piece) for piece in pieces]
+        pieces = self._pieces(first, stop)
+        ends = itertools.accumulate(piece.stop - piece.start for piece in pieces)
+        tags = [piece.strand.tag_bytes_at(piece.start) for piece in pieces]
+        entropies = [piece.entropies.read(piece.start, piece.stop) for piece in pieces if piece.entropies is not None]
         return Window(
-            bases=_end_to_end([self.strand.read(*piece) for piece in pieces]),
+            bases=_end_to_end([piece.strand.read(piece.start, piece.stop) for piece in pieces]),
             patch_lengths=self.patch_lengths[first:stop],
-            start=pieces[0][0],
+            start=pieces[0].start,
             num_leading_tag_bytes=tags[0],
             num_cut_patches=self.num_cut_patches,
-            entropies=None if entropies is None else _end_to_end(entropies),
+            entropies=_end_to_end(entropies) if entropies else None,
             seams=tuple(Seam(place, num_tag_bytes) for place, num_tag_bytes in zip(ends, tags[1:], strict=False)),
         )
 
-    def _places(self, first: int, stop: int) -> list[tuple[int, int]]:
-        """[start, stop) in the stream of each stretch that has some of the patches; an empty one where none has."""
-        places = []
-        for start, lengths in self.stretches:
+    def _pieces(self, first: int, stop: int) -> list[_Piece]:
+        """What of each stretch holds some of the patches; an empty piece where none does."""
+        pieces = []
+        for start, lengths, strand, entropies in self.stretches:
             begin = start + int(lengths[:first].sum(dtype=np.int64))
-            places.append((begin, begin + int(lengths[first:stop].sum(dtype=np.int64))))
+            end = begin + int(lengths[first:stop].sum(dtype=np.int64))
+            pieces.append(_Piece(begin, end, strand, entropies))
             first, stop = max(0, first - len(lengths)), max(0, stop - len(lengths))
-        return [(start, end) for start, end in places if start < end] or places[:1]
+        return [piece for piece in pieces if piece.start < piece.stop] or pieces[:1]
+
+
+class _Piece(NamedTuple):
+    """Bases [start, stop) of a stream."""
+
+    start: int
+    stop: int
+    strand: StrandReader
+    entropies: EntropyReader | None
 
 
 def _end_to_end(parts: list[NDArray[Any]]) -> NDArray[Any]:
@@ -262,14 +299,16 @@ class WindowReader:
             max_patches: as in `window`.
         """
         assert 0 <= offset < window_bases <= self.ring.num_bytes
-        stretches = []
-        for start, stop, end in self.ring.pieces(offset + index * window_bases, window_bases):
-            first, lengths = self.boundaries.patches(start, stop)
-            if len(lengths):
-                # A stretch may end within a patch: what follows is left out.
-                lengths[-1] -= max(0, first + int(lengths.sum(dtype=np.int64)) - end)
-            stretches.append((first, lengths))
-        return self._found(stretches, max_patches)
+        pieces = self.ring.pieces(offset + index * window_bases, window_bases)
+        return FoundWindow.of((self.stretch(*piece) for piece in pieces), max_patches)
+
+    def stretch(self, start: int, stop: int, end: int) -> Stretch:
+        """The patches that start in [start, stop), the last one of them cut off at `end`."""
+        first, lengths = self.boundaries.patches(start, stop)
+        if len(lengths):
+            # A stretch may end within a patch: what follows is left out.
+            lengths[-1] -= max(0, first + int(lengths.sum(dtype=np.int64)) - end)
+        return self._stretch(first, lengths)
 
     def cut_window(
         self,
@@ -295,12 +334,15 @@ class WindowReader:
             progress: of the training, for the cutter.
             max_patches: as in `window`.
         """
-        stretches = []
-        for start, stop, _ in self.ring.pieces(offset + index * window_bases, window_bases):
-            bases = self.bases.read(start, stop)
-            entropies = self._entropies.read(start, stop) if self._entropies is not None else None
-            stretches.append((start, cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress)))
-        return self._found(stretches, max_patches)
+        pieces = self.ring.pieces(offset + index * window_bases, window_bases)
+        stretches = (self.cut_stretch(start, stop, cutter, key, progress) for start, stop, _ in pieces)
+        return FoundWindow.of(stretches, max_patches)
+
+    def cut_stretch(self, start: int, stop: int, cutter: WindowCutter, key: bytes, progress: float) -> Stretch:
+        """Bases [start, stop), cut here and now; see `cut_window`."""
+        bases = self.bases.read(start, stop)
+        entropies = self._entropies.read(start, stop) if self._entropies is not None else None
+        return self._stretch(start, cutter.cut(bases, entropies, self.bases.tag_bytes_at(start), key, progress))
 
     def find(self, start: int, stop: int, max_patches: int | None = None) -> FoundWindow:
         """The patches that start in [start, stop), clipped to the stream.
@@ -310,14 +352,7 @@ class WindowReader:
             stop: base after the last one.
             max_patches: patches beyond that many are cut off; None never cuts.
         """
-        return self._found([self.boundaries.patches(start, stop)], max_patches)
+        return FoundWindow.of([self._stretch(*self.boundaries.patches(start, stop))], max_patches)
 
-    def _found(self, stretches: Iterable[tuple[int, NDArray[np.int32]]], max_patches: int | None) -> FoundWindow:
-        """The window of the patches of these stretches, without those that are too many."""
-        kept, num_kept, num_cut = [], 0, 0
-        for start, lengths in stretches:
-            taken = len(lengths) if max_patches is None else min(len(lengths), max_patches - num_kept)
-            kept.append((start, lengths[:taken]))
-            num_kept, num_cut = num_kept + taken, num_cut + len(lengths) - taken
-        held = self._entropies if self._entropies_in_windows else None
-        return FoundWindow(tuple(kept), num_cut, self.bases, held)
+    def _stretch(self, start: int, patch_lengths: NDArray[np.int32]) -> Stretch:
+        return Stretch(start, patch_lengths, self.bases, self._entropies if self._entropies_in_windows else None)

@@ -20,6 +20,7 @@ from hyena_blt_savanna.patching.entropy_models import (
     EntropyModelError,
     StreamEntropies,
     kind_of,
+    learned_digests,
     read_about,
 )
 from hyena_blt_savanna.patching.marks import IN_UNKNOWN_RUN, PLACE, states_before
@@ -107,7 +108,7 @@ def _find_source(
 ) -> _Source:
     if config.patcher is not None:
         patcher = Patcher.load(config.patcher)
-        if (patcher.about.get("trained_on") or {}).get("data_sha256") == train_sha256:
+        if train_sha256 in learned_digests(patcher.about):
             raise EntropyModelError(
                 f"{config.patcher} was made on these very data: set entropy_model and rule instead of patcher, so that "
                 "the training stream is cut out of fold"

@@ -7,7 +7,7 @@ safetensors file that holds its tensors and, as metadata, its kind, its settings
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,6 +140,13 @@ def read_about(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EntropyModelError(f"{path}: its `about` is not JSON: {error}") from error
     return about
+
+
+def learned_digests(about: Mapping[str, Any]) -> set[str]:
+    """Digests of all training data that a model's `about` names: of the whole, and of each source of a mixture."""
+    trained_on = about.get("trained_on") or {}
+    found = [trained_on, *trained_on.get("sources", {}).values()]
+    return {one["data_sha256"] for one in found if one.get("data_sha256")}
 
 
 def read_digest(path: Path) -> str:

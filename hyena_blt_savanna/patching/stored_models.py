@@ -15,6 +15,7 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.patching.entropy_models import (
     EntropyModel,
     EntropyModelError,
+    learned_digests,
     load_entropy_model,
     read_about,
     read_digest,
@@ -54,7 +55,7 @@ class StoredModelConfig(Config):
         """
         model = load_entropy_model(self.path)
         if not self.fold_paths:
-            if _trained_on(self.path)[0] == data_sha256:
+            if data_sha256 in learned_digests(read_about(self.path)):
                 raise EntropyModelError(
                     f"{self.path} was trained on these very data, and a model must not judge what it has learned: give "
                     "entropy_model.fold_paths, models that left one fold out each (data.left_out while training), or "

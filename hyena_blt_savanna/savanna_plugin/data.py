@@ -48,7 +48,7 @@ class BlendedSamples(TrainingSamples):
         # Not the base's: this one reads nothing itself.
         self.parts = list(samples)
         self.blend = Blend(weights)
-        self.prefix = samples[0].prefix
+        self.path = samples[0].path
         self.repeat_weight = samples[0].repeat_weight
 
     @property

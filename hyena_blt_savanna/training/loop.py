@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import Totals, TrainingBatch, TrainingEngine
@@ -21,6 +21,7 @@ from hyena_blt_savanna.training.schedule import (
     place_of,
     total_steps,
 )
+from hyena_blt_savanna.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class TrainingLoop:
         batches: opens a stage's data.
         checkpoints: where to save.
         reporter: where metrics go.
-        validate: sums over the validation windows of a stage; None never validates.
+        validate: scores the validation windows of a stage; None never validates.
         flops_per_base: of a training step, for a part of a stage and a mean number of bases a patch.
         peak_flops: of all ranks' devices together.
         check: called at every logging interval; raises to stop the run.
@@ -80,7 +81,7 @@ class TrainingLoop:
         batches: BatchSource,
         checkpoints: Checkpoints,
         reporter: Reporter,
-        validate: Callable[[int], Totals] | None,
+        validate: Callable[[int], Validation] | None,
         flops_per_base: Callable[[StageConfig, float], float],
         peak_flops: float,
         check: Callable[[], None] = lambda: None,
@@ -183,25 +184,28 @@ class TrainingLoop:
         )
         progress.interval, progress.interval_steps, progress.interval_seconds = Totals(), 0, 0.0
 
-    def _validate(self, progress: Progress, stage: int, validate: Callable[[int], Totals]) -> None:
+    def _validate(self, progress: Progress, stage: int, validate: Callable[[int], Validation]) -> None:
         began = time.perf_counter()
-        totals = validate(stage)
+        found = validate(stage)
+        line = {"step": progress.step, "stage": stage, **self._scores(found.total, found.nats_per_base)}
+        if len(found.by_source) > 1:
+            line["sources"] = {
+                name: self._scores(totals, totals.nats_per_base) for name, totals in found.by_source.items()
+            }
+        self.reporter.validation({**line, "validation_seconds": time.perf_counter() - began})
+
+    def _scores(self, totals: Totals, nats_per_base: float) -> dict[str, Any]:
         shares = {}
         if self.engine.objective == "autoencoder":
             judged = totals.judged_patches
             shares["share_of_patches_exact"] = totals.exact_patches / judged if judged else None
-        self.reporter.validation(
-            {
-                "step": progress.step,
-                "stage": stage,
-                "loss": totals.nats_per_base,
-                "bits_per_base": totals.nats_per_base / NATS_PER_BIT,
-                "num_bases": totals.weight,
-                "mean_patch_bases": totals.bases / totals.patches if totals.patches else None,
-                **shares,
-                "validation_seconds": time.perf_counter() - began,
-            }
-        )
+        return {
+            "loss": nats_per_base,
+            "bits_per_base": nats_per_base / NATS_PER_BIT,
+            "num_bases": totals.weight,
+            "mean_patch_bases": totals.bases / totals.patches if totals.patches else None,
+            **shares,
+        }
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()

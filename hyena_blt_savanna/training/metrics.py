@@ -52,9 +52,7 @@ class MetricsFile:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line at once; numbers that are not finite become null, as JSON has none."""
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-        }
+        clean = _without_infinities(line)
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
 
@@ -141,7 +139,16 @@ class Reporter:
             return
         self._file.append({"kind": "validation", **line})
         self._send("validation", line)
-        logger.info("step %d/%d  validation bits/base %.4f", line["step"], self._num_steps, line["bits_per_base"])
+        sources = line.get("sources", {})
+        for name, scores in sources.items():
+            self._send(f"validation/{name}", {**scores, "step": line["step"]})
+        logger.info(
+            "step %d/%d  validation bits/base %.4f%s",
+            line["step"],
+            self._num_steps,
+            line["bits_per_base"],
+            "".join(f"  {name} {scores['bits_per_base']:.4f}" for name, scores in sources.items()),
+        )
 
     def event(self, name: str, line: Mapping[str, Any]) -> None:
         """Something that happened at a step."""
@@ -158,6 +165,13 @@ class Reporter:
         if self._monitor is not None:
             names = [name for name in _MONITORED if isinstance(line.get(name), int | float)]
             self._monitor.write_events([(f"{group}/{name}", line[name], line["step"]) for name in names])
+
+
+def _without_infinities(line: Mapping[str, Any]) -> dict[str, Any]:
+    clean = {key: _without_infinities(value) if isinstance(value, Mapping) else value for key, value in line.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in clean.items()
+    }
 
 
 def training_line(

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hyena_blt_savanna.data.manifest import annotation_prefix, manifest_path, read_annotation_manifest
+from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.model.flops import BACKWARD_RATIO
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
@@ -18,6 +18,7 @@ from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.rank_memory import RankMemory, rank_memory
 from hyena_blt_savanna.training.rehearsal import Pass, Rehearsal, rehearse
 from hyena_blt_savanna.training.run_config import RunConfig, with_activation_checkpointing
+from hyena_blt_savanna.training.run_sources import find_sources
 from hyena_blt_savanna.training.state_memory import ZeroSettings
 
 USABLE_SHARE = 0.9
@@ -250,8 +251,10 @@ class Planner:
 
 
 def _stored_mean(config: RunConfig) -> float | None:
-    source = config.data
-    prefix = source.folder / "train"
-    if source.annotation is None or not manifest_path(annotation_prefix(prefix, source.annotation)).is_file():
+    if config.data.annotation is None:
         return None
-    return read_annotation_manifest(prefix, source.annotation).statistics["forward"].mean_bases
+    try:
+        return find_sources(config.data).mean_patch_bases
+    except DataError:
+        # A run may be planned before its data are there.
+        return None

@@ -19,10 +19,10 @@ from hyena_blt_savanna.model.stack import global_stack
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
+from hyena_blt_savanna.training.data_config import DataSourceConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
-from hyena_blt_savanna.training.run_data import DataSourceConfig
 from hyena_blt_savanna.training.schedule import (
     ScheduleConfig,
     StageConfig,
@@ -171,6 +171,12 @@ class RunConfig(Config):
         if source.left_out is not None and self.start_from is not None:
             raise ValueError(
                 "data.left_out keeps a fold unseen, and start_from may have seen it: leave one of them out"
+            )
+        validation = self.training.validation
+        if source.sources is not None and validation is not None and validation.windows is not None:
+            raise ValueError(
+                "training.validation.windows counts the windows of one dataset, and data.sources are several: use "
+                "training.validation.num_bases"
             )
         return self
 

@@ -6,59 +6,30 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
-from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.data.batches import Batch, BatchLoader, EvaluationWindows, TrainingSamples, read_batch
+from hyena_blt_savanna.data.batches import Batch, BatchLoader, read_batch
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.folds import LeftOut
-from hyena_blt_savanna.data.manifest import manifest_path, read_annotation_manifest, read_manifest
 from hyena_blt_savanna.data.slices import read_slices
 from hyena_blt_savanna.data.windows import FoundWindow
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places, save_pretrained
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh
-from hyena_blt_savanna.patching.augmentation import AugmentedCutter, CutsConfig
+from hyena_blt_savanna.patching.augmentation import AugmentedCutter
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
 from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.run_sources import HeldOutWindows, find_sources
 from hyena_blt_savanna.training.schedule import total_steps
-from hyena_blt_savanna.training.validation import spread, validate
+from hyena_blt_savanna.training.validation import Validation, spread, validate
 
 if TYPE_CHECKING:
     from hyena_blt_savanna.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
-
-
-class DataSourceConfig(Config):
-    """What is trained on."""
-
-    folder: Path
-    """Holds train.bin, validation.bin and their boundaries, as tools/prepare_genomes.py and tools/annotate_patches.py
-    leave them."""
-    annotation: str | None = "patches"
-    """Name of the patch boundaries; null: none are read, for a model of single bases."""
-    strands: Literal["both", "forward"] = "both"
-    """Whether the reverse strand is trained on too."""
-    repeat_weight: NonNegativeFloat = 1.0
-    """Weight of repeat-masked bases in the loss."""
-    window_patches: PositiveInt | None = None
-    """More patches than this are cut off a training window; null never cuts."""
-    cuts: CutsConfig | None = None
-    """Training windows are cut anew, into other patches than the stored ones; null: they are read as stored."""
-    left_out: LeftOut | None = None
-    """A stretch of the training stream that is not trained on, on neither strand; null: all of it is."""
-
-    @model_validator(mode="after")
-    def _check_cuts(self) -> Self:
-        if self.cuts is not None and self.annotation is None:
-            raise ValueError("cuts changes the patches of an annotation: set annotation, or leave cuts out")
-        return self
 
 
 class RunData:
@@ -76,19 +47,9 @@ class RunData:
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self._config = config
         self._ranks = ranks
+        self._sources = find_sources(config.data)
         self._patcher = self._load_patcher()
-        source = config.data
-        self._samples = TrainingSamples(
-            source.folder / "train",
-            source.annotation,
-            source.strands,
-            config.seed,
-            source.repeat_weight,
-            source.window_patches,
-            source.left_out,
-            self._cutter(),
-            with_entropies=self._needs_entropies(),
-        )
+        self._samples = self._sources.samples(config.seed, self._cutter(), self._needs_entropies())
         self._check_places()
         for index, stage in enumerate(config.training.stages):
             num_data = self._mesh(index).num_data
@@ -120,7 +81,7 @@ class RunData:
         ) as loader:
             yield iter(loader)
 
-    def validator(self, engine: TrainingEngine) -> Callable[[int], Totals] | None:
+    def validator(self, engine: TrainingEngine) -> Callable[[int], Validation] | None:
         """What scores the validation windows of a stage, if the run validates; they are cut as stored.
 
         Args:
@@ -132,20 +93,23 @@ class RunData:
         micro_batch_windows = settings.micro_batch_windows
         mesh = engine.ranks.mesh
 
-        def score(stage: int) -> Totals:
-            windows, indices = self._validation[stage]
-            return validate(
-                engine,
-                indices,
-                micro_batch_windows or self._config.training.stages[stage].micro_batch(mesh.num_data),
-                lambda chosen: self._batch_of([windows.find(index) for index in chosen], mesh, repeat_weight=1.0),
-            )
+        def score(stage: int) -> Validation:
+            def totals_of(windows: HeldOutWindows, indices: Sequence[int]) -> Totals:
+                return validate(
+                    engine,
+                    indices,
+                    micro_batch_windows or self._config.training.stages[stage].micro_batch(mesh.num_data),
+                    lambda chosen: self._batch_of([windows.find(index) for index in chosen], mesh, repeat_weight=1.0),
+                )
+
+            by_source = {name: totals_of(*chosen) for name, chosen in self._validation[stage].items()}
+            return Validation(by_source, self._sources.weights)
 
         return score
 
     def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor], int], None]:
         """What writes consolidated weights, with the patcher that cut the data and what they were trained on."""
-        trained_on = self.describe()
+        trained_on = self._sources.describe()
 
         def write(folder: Path, weights: dict[str, torch.Tensor], num_steps: int) -> None:
             model, longest = self._config.trained(num_steps)
@@ -153,37 +117,34 @@ class RunData:
 
         return write
 
-    def _open_validation(self) -> list[tuple[EvaluationWindows, Sequence[int]]]:
-        """The validation stream in windows, and the indices of those that are scored, by stage."""
+    def _open_validation(self) -> list[dict[str, tuple[HeldOutWindows, Sequence[int]]]]:
+        """By stage and source: the validation stream in windows, and the indices of those that are scored."""
         settings = self._config.training.validation
         if settings is None:
             return []
-        folder = self._config.data.folder
-        validation = manifest_path(folder / "validation")
-        if not validation.is_file():
-            raise DataError(
-                f"{validation}: no such file: the data have no validation part; "
-                "prepare more data or a larger split.validation, or set training.validation=null"
-            )
         opened = []
         for stage in self._config.training.stages:
-            window_bases = settings.window_bases or stage.window_bases
-            windows = EvaluationWindows(folder / "validation", self._config.data.annotation, "forward", window_bases)
-            opened.append((windows, self._chosen(windows)))
+            found = self._sources.held_out(settings.window_bases or stage.window_bases)
+            if not found:
+                raise DataError(
+                    f"{self._sources.place}: no validation part (validation.manifest.json, or that split of a source): "
+                    "prepare more data or a larger split.validation, or set training.validation=null"
+                )
+            opened.append({name: (windows, self._chosen(windows, len(found))) for name, windows in found.items()})
         return opened
 
-    def _chosen(self, windows: EvaluationWindows) -> Sequence[int]:
+    def _chosen(self, windows: HeldOutWindows, num_sources: int) -> Sequence[int]:
         settings = self._config.training.validation
         assert settings is not None
         if settings.windows is None:
-            wanted = len(windows) if settings.num_bases is None else max(1, settings.num_bases // windows.window_bases)
-            return spread(len(windows), wanted)
+            if settings.num_bases is None:
+                return range(len(windows))
+            return spread(len(windows), max(1, settings.num_bases // num_sources // windows.window_bases))
         last_window = max(settings.windows)
         if last_window >= len(windows):
             raise DataError(
-                f"training.validation.windows names window {last_window}, and "
-                f"{self._config.data.folder / 'validation'} has {len(windows)} of {windows.window_bases:,} bases, "
-                "counted from 0: leave it out"
+                f"training.validation.windows names window {last_window}, and {self._sources.place} has {len(windows)} "
+                f"of {windows.window_bases:,} bases to validate on, counted from 0: leave it out"
             )
         return settings.windows
 
@@ -198,20 +159,12 @@ class RunData:
         assert isinstance(model, HyenaBLTConfig | IsotropicConfig)
         return read_slices(windows, repeat_weight, mesh.context, mesh.num_context, model.num_left_patches)
 
-    def describe(self) -> dict[str, Any]:
-        """The digest of the training data, and the fold of them that is left out."""
-        left_out = self._config.data.left_out
-        return {
-            "data_sha256": read_manifest(self._config.data.folder / "train").data_sha256,
-            "left_out": left_out.to_dict() if left_out else None,
-        }
-
     def _check_places(self) -> None:
         places, longest = patch_places(self._config.model), self._samples.longest_patch_bases
         if places is not None and longest > places[1]:
             key, num_bases = places
             raise DataError(
-                f"{self._config.data.folder} is cut into patches of up to {longest} bases, and the model has places "
+                f"{self._sources.place} is cut into patches of up to {longest} bases, and the model has places "
                 f"for {num_bases}: set model.{key} to {longest}, or cut shorter patches (rule.max_patch_bases, "
                 "data.cuts.blind_patch_bases)"
             )
@@ -234,8 +187,8 @@ class RunData:
         if fewest < num_context:
             raise DataError(
                 f"training.stages.{index}.{stage.first_window_key} {stage.first_window_bases:,} may be as few as "
-                f"{fewest} patches of {longest:,} bases in {source.folder}, and {key} {num_context} ranks share them: "
-                f"take {key} of at most {fewest}, or windows of at least {num_context * longest:,} bases"
+                f"{fewest} patches of {longest:,} bases in {self._sources.place}, and {key} {num_context} ranks share "
+                f"them: take {key} of at most {fewest}, or windows of at least {num_context * longest:,} bases"
             )
 
     def _cutter(self) -> AugmentedCutter | None:
@@ -244,8 +197,8 @@ class RunData:
             return None
         if self._patcher is None:
             raise DataError(
-                f"{self._patcher_folder()}: no such folder, and data.cuts multiplies the limit of the rule in it: "
-                "annotate the data, or leave data.cuts out"
+                f"{self._sources.patcher_folder}: no such folder, and data.cuts multiplies the limit of the rule in "
+                "it: annotate the data, or leave data.cuts out"
             )
         return AugmentedCutter(cuts, self._patcher.rule)
 
@@ -255,24 +208,19 @@ class RunData:
         learns = config.model.kind == "hyena_blt" and config.model.auxiliary.entropy > 0
         return learns and config.training.objective == "next_base"
 
-    def _patcher_folder(self) -> Path:
-        return self._config.data.folder / f"{self._config.data.annotation}.patcher"
-
     def _load_patcher(self) -> Patcher | None:
         if patch_places(self._config.model) is None:
             return None
-        folder = self._patcher_folder()
+        folder = self._sources.patcher_folder
         if not folder.is_dir():
             if self._ranks.is_first:
                 logger.warning("%s: no such folder; the checkpoints can't find boundaries in new sequences", folder)
             return None
         patcher = Patcher.load(folder)
-        assert self._config.data.annotation is not None
-        train = self._config.data.folder / "train"
-        manifest, found = read_annotation_manifest(train, self._config.data.annotation), patcher.describe()
-        if (manifest.rule, manifest.entropy_model) != (found.rule.to_dict(), found.entropy_model):
+        found = patcher.describe()
+        if self._sources.cut_by() != (found.rule.to_dict(), found.entropy_model):
             raise DataError(
-                f"{folder} is not the patcher that cut {train}: its annotation was not finished; annotate the data "
-                "again (tools/annotate_patches.py)"
+                f"{folder} is not the patcher that cut {self._sources.place}: the annotation was not finished; "
+                "annotate the data again (tools/annotate_patches.py)"
             )
         return patcher

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -23,13 +24,41 @@ class ValidationConfig(Config):
     every_steps: PositiveInt = 1000
     """Steps between validations; the last step always has one."""
     num_bases: PositiveInt | None = 1_000_000
-    """About so many bases, in windows spread evenly over the validation stream; null takes all of it."""
+    """About so many bases, in windows spread evenly over the validation stream; of several sources as many of each.
+    Null takes all of it."""
     windows: list[NonNegativeInt] | None = Field(None, min_length=1)
     """These windows of the validation stream, counted from 0, in place of `num_bases`; null spreads them evenly."""
     window_bases: PositiveInt | None = None
     """Bases of a window; null takes the stage's."""
     micro_batch_windows: PositiveInt | None = None
     """Windows of one forward pass of a rank; null takes the stage's."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Sums over the validation windows of each source.
+
+    Attributes:
+        by_source: by the source's name, at least one.
+        weights: of all sources in the training data, by name.
+    """
+
+    by_source: Mapping[str, Totals]
+    weights: Mapping[str, float]
+
+    @property
+    def total(self) -> Totals:
+        """Over all sources."""
+        return sum(self.by_source.values(), Totals())
+
+    @property
+    def nats_per_base(self) -> float:
+        """The mean of the sources' losses, weighted as they are trained on; alike where all weights are 0."""
+        weights = [self.weights[name] for name in self.by_source]
+        if not any(weights):
+            weights = [1.0] * len(weights)
+        pairs = [pair for pair in zip(weights, self.by_source.values(), strict=True) if pair[0]]
+        return sum(weight * totals.nats_per_base for weight, totals in pairs) / sum(weight for weight, _ in pairs)
 
 
 def spread(num_windows: int, num_wanted: int) -> list[int]:

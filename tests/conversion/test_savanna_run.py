@@ -97,6 +97,9 @@ def test_models_that_savanna_has_no_blocks_for(tmp_path: Path) -> None:
     words = {"kind": "kmer_tokens", "global_model": STACK}
     with pytest.raises(ConversionError, match="Savanna has no model of kind kmer_tokens"):
         from_ours(run(words, data={"folder": "data"}, parallel={"context": 1}))
+    mixture = {"sources": [{"path": "data", "weight": 1}], "window_patches": 63}
+    with pytest.raises(ConversionError, match=r"data\.sources are mixed sample by sample .*: set data\.folder"):
+        from_ours(run(HYBRID, data=mixture))
 
 
 def test_tools_convert_and_tell_mistakes(

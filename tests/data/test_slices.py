@@ -204,4 +204,4 @@ def test_tags_do_not_count_across_seams(prefix: Path, strand: Strand) -> None:
 
 def places_of(window: FoundWindow) -> list[slice]:
     """Where the bases of a window are in their stream."""
-    return [slice(start, start + int(lengths.sum())) for start, lengths in window.stretches]
+    return [slice(found.start, found.start + int(found.patch_lengths.sum())) for found in window.stretches]

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,22 @@ def test_a_patcher_does_not_judge_what_its_model_has_learned(data: Path) -> None
     stored = {"kind": "stored", "path": folder / "entropy_model.safetensors"}
     with pytest.raises(EntropyModelError, match="must not judge what it has learned"):
         annotate_dataset(config_for(data, entropy_model=stored, name="again"))
+
+
+def test_a_model_of_a_mixture_does_not_judge_its_sources(data: Path, tmp_path: Path) -> None:
+    sources = {"this": {"data_sha256": read_manifest(data / "train").data_sha256, "weight": 0.5}}
+    sources["other"] = {"data_sha256": "another", "weight": 0.5}
+    for given, names in (("learned", ("other", "this")), ("new", ("other",))):
+        about = {"trained_on": {"data_sha256": "of both", "left_out": None, "sources": {n: sources[n] for n in names}}}
+        path, folder = tmp_path / f"{given}.safetensors", tmp_path / f"{given}.patcher"
+        model = NgramConfig.parse(MODEL).fit(random_genome(20_000, 3))
+        save_entropy_model(model, path, about)
+        Patcher(model, BudgetRule(budget_nats=6.0), about=about).save(folder)
+        stored = config_for(data, entropy_model={"kind": "stored", "path": path}, name=given)
+        patched = AnnotationConfig.parse({"data": data, "patcher": folder, "name": f"{given}_too"})
+        for config in (stored, patched):
+            with pytest.raises(EntropyModelError) if given == "learned" else nullcontext():
+                annotate_dataset(config)
 
 
 def test_a_model_that_left_one_fold_out_does_not_judge_the_others(data: Path, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ import torch
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig, CheckpointError, Checkpoints, Progress
-from hyena_blt_savanna.training.engine import Totals, TrainingEngine
+from hyena_blt_savanna.training.engine import TrainingEngine
 from hyena_blt_savanna.training.loop import Plan, TrainingLoop
 from hyena_blt_savanna.training.metrics import Reporter
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.schedule import ScheduleConfig, StageConfig
-from hyena_blt_savanna.training.validation import validate
+from hyena_blt_savanna.training.validation import Validation, validate
 
 STAGES = [
     StageConfig(steps=4, window_bases=16, batch_windows=4, micro_batch_windows=2),
@@ -82,9 +82,9 @@ class ToyRun:
             mine = ToyBatch(mine.bases, mine.patch_lengths, mine.loss_weights * draw)
             yield from split_windows(mine, settings.num_micro_batches(self.ranks.num_ranks))
 
-    def validate(self, stage: int) -> Totals:
+    def validate(self, stage: int) -> Validation:
         windows = toy_windows(5, seed=999)
-        return validate(
+        totals = validate(
             self.engine,
             range(5),
             2,
@@ -92,6 +92,7 @@ class ToyRun:
                 windows.bases[list(chosen)], windows.patch_lengths[list(chosen)], windows.loss_weights[list(chosen)]
             ),
         )
+        return Validation({"toy": totals}, {"toy": 1.0})
 
     def run(self) -> Progress:
         torch.manual_seed(17 + self.ranks.rank)

@@ -119,7 +119,9 @@ def test_data_that_lack_what_is_asked_for(toy_config, toy_data, annotated, tmp_p
     patcher = Patcher.load(annotated / "patches.patcher")
     for other in (patcher.scaled(2.0), Patcher(None, StaticRule())):
         other.save(unfinished / "patches.patcher")
-        with pytest.raises(DataError, match=r"patches\.patcher is not the patcher that cut .*train: .*not finished"):
+        with pytest.raises(
+            DataError, match=r"patches\.patcher is not the patcher that cut .*unfinished: .*not finished"
+        ):
             RunData(config_for(toy_config, unfinished), RANKS)
     with pytest.raises(DataError, match=r"up to 12 bases, and the model has places for 8: set model\.max_patch_bases"):
         RunData(config_for(toy_config, annotated, "data.cuts.static_share=0.5"), RANKS)
@@ -217,5 +219,7 @@ def test_validation_is_of_the_stages_own_windows(toy_config, toy_data, monkeypat
 
 def test_a_validation_window_that_is_not_there_is_refused(toy_config, annotated):
     config = config_for(toy_config, annotated, "training.validation.windows=[0, 999]")
-    with pytest.raises(DataError, match=r"training\.validation\.windows names window 999, and .*validation has \d+ of"):
+    with pytest.raises(
+        DataError, match=r"training\.validation\.windows names window 999, and .* has \d+ of 128 bases to validate"
+    ):
         RunData(config, RANKS)

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hyena_blt_savanna.data.corpus.pipeline import prepare_source
 from hyena_blt_savanna.data.corpus.plan import SourceConfig
 from hyena_blt_savanna.data.corpus.source import read_source
 from hyena_blt_savanna.data.inspection import inspect_dataset
+from hyena_blt_savanna.data.mixture import MixtureSourceConfig, check_sources
 from hyena_blt_savanna.testing.toy_corpus import write_hub
 
 REPOSITORY = Path(__file__).parents[3]
@@ -48,3 +50,29 @@ def test_the_walk_names_every_configuration():
     text = (REPOSITORY / "docs" / "opengenome2.md").read_text()
     missing = [path.stem for path in CONFIGS if not re.search(rf"\b{path.stem}\b", text)]
     assert not missing
+
+
+def sources_of(phase: str) -> dict[str, float]:
+    """Weights of a shipped mixture, by the name of the source."""
+    tree = yaml.safe_load((CONFIGS[0].parent / "mixtures" / f"{phase}.yaml").read_text())
+    found = [MixtureSourceConfig.parse(source) for source in tree["data"]["sources"]]
+    check_sources(found)
+    return {source.name: source.weight for source in found}
+
+
+def test_the_mixtures_of_both_phases():
+    rows = {path.stem for path in CONFIGS if not path.stem.startswith("fasta_")}
+    short, long = sources_of("short"), sources_of("long")
+    assert len(short) == 9
+    assert set(short) <= rows
+    assert sorted(short.values(), reverse=True) == [0.35, 0.24, 0.18, 0.09, 0.09, 0.03, 0.02, 0.005, 0.0003]
+    assert len(long) == 50
+    genomes = {"animalia": 0.36, "plantae": 0.12, "fungi": 0.04, "protista": 0.008, "chromista": 0.008}
+    parts = {name: weight for name, weight in long.items() if name.split("_")[0] in genomes}
+    assert len(parts) == 40
+    for kingdom, share in genomes.items():
+        weights = [weight for name, weight in parts.items() if name.startswith(kingdom)]
+        assert len(weights) == 8
+        assert sum(weights) == pytest.approx(share)
+    assert set(long) - set(parts) <= rows
+    assert sum(long.values()) == pytest.approx(0.9986)
