@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 GENOME ?= ecoli_k12
 RUN ?= runs/quickstart
+# Tests that run at a time; many of them start ranks of their own.
+JOBS ?= 2
 
 READY := $(VENV)/.requirements-installed
 
@@ -18,7 +20,7 @@ quickstart: $(READY)
 	launch/quickstart.sh "$(GENOME)" "$(RUN)"
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
