@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hyena_blt_savanna.conversion.savanna_hybrid_weights import to_savanna_weights
+from hyena_blt_savanna.conversion.savanna_hybrid_weights import all_places, to_savanna_weights
 from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.evaluation.tensor_files import lazy
 from hyena_blt_savanna.savanna_plugin.checkout import SavannaError, import_savanna
@@ -31,6 +31,7 @@ from hyena_blt_savanna.testing.savanna_runs import (
     train,
 )
 from hyena_blt_savanna.testing.toy_training import toy_windows
+from hyena_blt_savanna.training.optimizer import OptimizerConfig, parameter_groups
 from hyena_blt_savanna.training.ranks import join_ranks
 
 
@@ -120,8 +121,8 @@ def _state() -> dict[str, Any]:
 
 
 def both_kinds_of_blocks(data: Path, folder: Path) -> dict[str, Any]:
-    """Logits with our global blocks and with Savanna's of the same weights, by the MLPs' activation; and what is said
-    of windows that are too long for the latter."""
+    """Logits with our global blocks and with Savanna's of the same weights, by the MLPs' activation; which weights of
+    each decay; and what is said of windows that are too long for Savanna's."""
     found: dict[str, Any] = {}
     for activation in (None, "gelu"):
         config = configuration(
@@ -145,12 +146,24 @@ def both_kinds_of_blocks(data: Path, folder: Path) -> dict[str, Any]:
                 theirs = registration.get_model(global_config)
                 theirs.load_state_dict({name: tensor.load() for name, tensor in state.items()})
                 found[str(activation)] = logits_of_fixed_windows(ours), logits_of_fixed_windows(theirs)
+                in_place = {place.savanna: place.ours for place in all_places(settings.model)}
+                theirs_decay = _decaying(theirs, registration.parameter_groups(theirs, global_config))
+                optimizer = OptimizerConfig()
+                found["decaying"] = (
+                    _decaying(ours, parameter_groups(ours, optimizer.weight_decay, optimizer.no_decay)),
+                    sorted(in_place[name] for name in theirs_decay),
+                )
                 long = toy_windows(1, num_bases=600)
                 try:
                     theirs(long.bases, long.patch_lengths)
                 except SavannaError as error:
                     found["too long"] = str(error)
     return found
+
+
+def _decaying(model: nn.Module, groups: list[dict[str, Any]]) -> list[str]:
+    decaying = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    return sorted(name for name, parameter in model.named_parameters() if id(parameter) in decaying)
 
 
 def reads_data(data: Path, folder: Path) -> dict[str, Any]:

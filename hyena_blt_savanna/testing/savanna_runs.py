@@ -279,6 +279,8 @@ def one_rank(data: Path, folder: Path) -> dict[str, Any]:
     load = {"load": str(folder / "converted"), "finetune": True, "warmstart": True}
     blocks = {"blt_global_blocks": "savanna", "train_micro_batch_size_per_gpu": 4}
     found["from_folder"] = train(configuration(data, **blocks, **load, **_kept_inputs(2)), folder)
+    half = {"precision": "bfloat16", "bf16": {"enabled": True}, "blt_start_from": str(native), **blocks}
+    found["bf16"] = train(configuration(data, **half), folder)
     found["savanna_blocks"] = train(
         configuration(
             data,

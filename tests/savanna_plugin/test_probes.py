@@ -47,6 +47,12 @@ def test_savannas_blocks_and_ours_give_the_same_logits(probed: Probed, activatio
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
 
 
+def test_the_same_weights_decay(probed: Probed) -> None:
+    ours, theirs = probed[1]["blocks"]["decaying"]
+    assert len(ours) > 10
+    assert theirs == ours
+
+
 def test_longer_windows_are_refused(probed: Probed) -> None:
     assert "and hyena-blt.window_patches is 64: raise it" in probed[1]["blocks"]["too long"]
 

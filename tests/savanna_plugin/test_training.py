@@ -43,6 +43,13 @@ def test_savannas_own_blocks_learn_as_ours_do(runs: Runs) -> None:
         assert_same(found[name], *found["reference"])
 
 
+def test_bf16_stays_near(runs: Runs) -> None:
+    _, found = runs
+    losses, _ = found["reference"]
+    assert found["bf16"].losses == pytest.approx(losses, rel=0, abs=2e-3)
+    assert max(abs(a - b) for a, b in zip(found["bf16"].losses, losses, strict=True)) > TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["data", "data_zero_3", "context", "context_savanna", "tensor_savanna"])
 def test_two_ranks_are_one(runs: Runs, runs_of_two: dict[str, Any], name: str) -> None:
     _, found = runs
