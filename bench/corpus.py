@@ -1,8 +1,9 @@
-"""python bench/corpus.py [--fasta GENOME.fa] [--gigabase] [--ranks]
+"""python bench/corpus.py [--fasta GENOME.fa] [--gigabase] [--ranks] [--only ROWS]
 
 Measures how sources are made, each figure in one run beside what it is compared with: from gzipped FASTA and rows of
-JSON to shards against `gzip -dc` alone; opening a source of 10,000 shards; with --gigabase the peak memory for one
-record of a billion bases; with --ranks two ranks of MPI against one. Without --fasta it makes a genome up.
+JSON to shards against `gzip -dc` alone; patch boundaries by an n-gram model; opening a source of 10,000 shards, and a
+mixture of 300 sources; with --gigabase the peak memory for one record of a billion bases; with --ranks two ranks of
+MPI against one. Without --fasta it makes a genome up. --only takes some of these.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,27 @@ from hyena_blt_savanna.data.corpus.cleaning import CleaningCounts
 from hyena_blt_savanna.data.corpus.pipeline import prepare_source
 from hyena_blt_savanna.data.corpus.plan import SourceConfig
 from hyena_blt_savanna.data.corpus.source import ShardEntry, SourceManifest, write_source
+from hyena_blt_savanna.data.corpus.source_annotation import SourceAnnotation, shards_sha256, write_source_annotation
 from hyena_blt_savanna.data.fasta import read_fasta
+from hyena_blt_savanna.data.manifest import StrandStatistics
+from hyena_blt_savanna.patching.annotate_source import annotate_source
+from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
 from hyena_blt_savanna.testing.toy_genomes import random_genome
 
 REPOSITORY = Path(__file__).parents[1]
-GOAL_OF_GZIP, GOAL_OF_ONE_RANK, GOAL_MEGABYTES, GOAL_OPEN_SECONDS = 0.6, 1.8, 500, 10
+GOAL_OF_GZIP, GOAL_OF_ONE_RANK, GOAL_MEGABYTES, GOAL_OPEN_SECONDS, GOAL_ANNOTATION = 0.6, 1.8, 500, 10, 2
 _REPEATS = 3
 _MEAN_SHORT_BASES = 2000
-_OPEN = "import sys; from pathlib import Path; from hyena_blt_savanna.data.corpus.source import read_source; "
+_OPEN = """
+import sys, time
+from hyena_blt_savanna.training.data_config import DataSourceConfig
+from hyena_blt_savanna.training.run_sources import find_sources
+start = time.time()
+config = DataSourceConfig.parse({"sources": [{"path": path, "weight": 1} for path in sys.argv[1:]]})
+samples = find_sources(config).samples(seed=0, cutter=None, with_entropies=False)
+samples.check_share(8192, 1, 1)
+print(time.time() - start)
+"""
 
 
 def config_for(path: Path, output: Path, **changes: object) -> SourceConfig:
@@ -95,9 +109,43 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def open_row(folder: Path, num_shards: int = 10_000) -> str:
-    """Opening a source of many shards in a process of its own."""
-    counts = CleaningCounts()
+def annotation_row(fasta: Path, folder: Path) -> str:
+    """Boundaries of both strands of a source by an n-gram of order 8 and patches of equal information, out of fold."""
+    config = config_for(fasta, folder / "annotated", shuffle=False)
+    num_bases = prepare_source(config).counts.clean_bases
+    settings = {"data": config.output, "entropy_model": {"kind": "ngram", "order": 8}, "rule": {"kind": "budget"}}
+    settings |= {"calibrate_to": {"mean_patch_bases": 8}}
+    rates = []
+    for number in range(2):
+        # The first one compiles, or loads, the kernels.
+        processor = time.process_time()
+        annotate_source(AnnotationConfig.parse(settings | {"name": f"patches{number}"}))
+        rates.append(num_bases / (time.process_time() - processor) / 1e6)
+    return (
+        f"boundaries of both strands, fitting and calibration included: {rates[-1]:.1f} million bases a second and "
+        f"core (goal {GOAL_ANNOTATION})"
+    )
+
+
+def open_rows(folder: Path, num_shards: int = 10_000, num_sources: int = 300) -> Iterator[str]:
+    """Opening a source of many shards, and a mixture of many sources of one, each in a process of its own."""
+    _write_many(folder / "many", num_shards)
+    for number in range(num_sources):
+        _write_many(folder / f"one{number}", 1)
+    rows = {
+        f"a source of {num_shards:,} shards": [str(folder / "many")],
+        f"a mixture of {num_sources} sources": [str(folder / f"one{number}") for number in range(num_sources)],
+    }
+    for what, paths in rows.items():
+        seconds, megabytes = _measured([sys.executable, "-c", _OPEN, *paths])
+        yield (
+            f"opening {what}, with its boundaries, to its first sample's place: {float(seconds):.2f} s "
+            f"(goal {GOAL_OPEN_SECONDS}), {megabytes:.0f} MB with all imports (goal 1,000)"
+        )
+
+
+def _write_many(folder: Path, num_shards: int) -> None:
+    """The manifests of a source, and of its boundaries; there is nothing else of it."""
     shards = [
         ShardEntry(
             name=f"train-{i:05d}",
@@ -110,23 +158,31 @@ def open_row(folder: Path, num_shards: int = 10_000) -> str:
         for i in range(num_shards)
     ]
     manifest = SourceManifest(
-        source="many",
+        source=folder.name,
         alphabet="dna",
         settings={},
         settings_sha256="",
         inputs=[],
-        counts=counts,
+        counts=CleaningCounts(),
         splits={"train": shards},
         num_tags={"train": 0},
         versions={},
     )
+    folder.mkdir()
     write_source(folder, manifest)
-    code = _OPEN + "import time; t = time.time(); read_source(Path(sys.argv[1])); print(time.time() - t)"
-    seconds, megabytes = _measured([sys.executable, "-c", code, folder])
-    return (
-        f"opening a source of {num_shards:,} shards: {float(seconds):.2f} s (goal {GOAL_OPEN_SECONDS}), "
-        f"{megabytes:.0f} MB with all imports (goal 1,000)"
+    lengths = StrandStatistics(num_patches=1, mean_bases=8.0, min_bases=8, max_bases=8, histogram={8: 1})
+    annotation = SourceAnnotation(
+        name="patches",
+        source=folder.name,
+        data_sha256=shards_sha256(shards),
+        num_shards=num_shards,
+        rule={"kind": "byte"},
+        calibration={},
+        entropy_model=None,
+        statistics={"forward": lengths, "reverse": lengths},
+        versions={},
     )
+    write_source_annotation(folder, annotation)
 
 
 def gigabase_rows(folder: Path, num_bases: int = 10**9) -> Iterator[str]:
@@ -198,6 +254,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--bases", type=int, default=64_000_000, help="length of the made-up genome")
     parser.add_argument("--gigabase", action="store_true", help="one record of a billion bases: minutes, 3 GB")
     parser.add_argument("--ranks", action="store_true", help="two ranks against one: needs two quiet cores")
+    parser.add_argument(
+        "--only", nargs="+", choices=("speed", "annotation", "opening", "gigabase", "ranks"), default=()
+    )
     options = parser.parse_args(arguments)
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -207,14 +266,18 @@ def main(arguments: list[str]) -> None:
             fasta = folder / "genome.fa"
             letters = random_genome(options.bases).tobytes()
             fasta.write_bytes(b">toy\n" + b"\n".join(letters[at : at + 60] for at in range(0, len(letters), 60)))
-        for row in speed_rows(fasta, folder):
-            print(row, flush=True)
-        print(open_row(folder), flush=True)
-        if options.gigabase:
-            for row in gigabase_rows(folder):
-                print(row, flush=True)
-        if options.ranks:
-            print(ranks_row(fasta, folder), flush=True)
+        parts: dict[str, Callable[[], Iterable[str]]] = {
+            "speed": lambda: speed_rows(fasta, folder),
+            "annotation": lambda: [annotation_row(fasta, folder)],
+            "opening": lambda: open_rows(folder),
+            "gigabase": lambda: gigabase_rows(folder),
+            "ranks": lambda: [ranks_row(fasta, folder)],
+        }
+        asked = {"gigabase": options.gigabase, "ranks": options.ranks}
+        for name, rows in parts.items():
+            if name in options.only if options.only else asked.get(name, True):
+                for row in rows():
+                    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""python bench/data.py [--bases 64000000] [--fasta GENOME.fa]
+"""python bench/data.py [--bases 64000000] [--fasta GENOME.fa] [--corpus ...]
 
 Measures the way from FASTA to windows, single process, each from a warm page cache, and prints one table: preparing
 plain and gzipped FASTA into the indexed dataset, entropies and boundaries (from bench/patching.py), and windows
-with their boundaries. Without --fasta it makes a genome up.
+with their boundaries. Without --fasta it makes a genome up. --corpus measures how sources of shards are made and opened
+instead: bench/corpus.py, which takes the other arguments.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,16 +170,21 @@ def _read_batches(samples: TrainingSamples, window_bases: int, num_ranks: int) -
     return num_bases
 
 
-def _patching_rows(fasta: Path) -> list[Row]:
-    """The rows of bench/patching.py, if it is there: `rows(fasta)` gives (what, bases per second, goal)."""
-    path = Path(__file__).with_name("patching.py")
-    spec = importlib.util.spec_from_file_location("bench_patching", path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        return []
+def _load(name: str) -> Any:
+    """Another script of this folder, as a module."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return [Row(*row) for row in module.rows(fasta)]
+    return module
+
+
+def _patching_rows(fasta: Path) -> list[Row]:
+    """The rows of bench/patching.py: what, bases per second, goal."""
+    return [Row(*row) for row in _load("patching").rows(fasta)]
 
 
 def main(arguments: list[str]) -> None:
@@ -185,7 +192,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", type=int, default=64_000_000, help="length of the made-up genome")
     parser.add_argument("--fasta", type=Path, help="a genome of yours")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--corpus", action="store_true", help="bench/corpus.py instead, with the other arguments")
+    options, others = parser.parse_known_args(arguments)
+    if options.corpus:
+        _load("corpus").main([argument for argument in arguments if argument != "--corpus"])
+        return
+    if others:
+        parser.error(f"unknown arguments: {' '.join(others)}")
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
