@@ -100,6 +100,10 @@ def to_ours(settings: Mapping[str, Any], where: str, num_ranks: int = 1) -> Conv
             "window_patches": block.window_patches - 1,
         }
         tree["training"]["loss_chunk_bases"] = block.loss_chunk_bases
+    if tree["training"]["validation"] and not _has_validation(keys):
+        tree["training"]["validation"] = None
+        notes.append("valid-data-paths: validated on is FOLDER/validation beside FOLDER/train, and none of "
+                     "train-data-paths is such a FOLDER/train")  # fmt: skip
     num_context = keys.get("context_parallel_size", 1)
     if num_context > 1:
         tree["parallel"] = {"context": num_context}
@@ -136,15 +140,11 @@ def _data(keys: _Keys, notes: list[str], is_hybrid: bool) -> dict[str, Any]:
     paths = {split: keys.get(split) for split in _DATA_PATHS}
     weights = [keys.get(split.replace("paths", "weights")) for split in _DATA_PATHS]
     keys.get("data_impl")
-    train = paths["train_data_paths"] or []
-    if len(train) == 1:
-        data["folder"] = str(Path(train[0]).parent)
-    if train and (len(train) > 1 or Path(train[0]).name != "train"):
-        listed = ", ".join(f"{path} ({weight})" for path, weight in zip(train, weights[0] or train, strict=False))
-        notes.append(
-            f"train-data-paths: {_short_text(listed)}: a run here reads FOLDER/train and FOLDER/validation, so name or "
-            "link them so; blends of several train with launch/train_savanna.sh"
-        )
+    train = [Path(path) for path in paths["train_data_paths"] or []]
+    if train and [path.name for path in train] == ["train"]:
+        data["folder"] = str(train[0].parent)
+    elif train:
+        data = {"sources": _sources(train, weights[0] or [1.0] * len(train), notes)}
     if not is_hybrid:
         data["annotation"] = None
         data["strands"] = "forward"
@@ -157,6 +157,31 @@ def _data(keys: _Keys, notes: list[str], is_hybrid: bool) -> dict[str, Any]:
     if not keys.get("mask_loss_control_tags", False):
         notes.append("mask_loss_control_tags is off: tags and join marks are never scored here")
     return data
+
+
+def _has_validation(keys: _Keys) -> bool:
+    paths = keys.get("train_data_paths") or []
+    return not paths or any(Path(path).name == "train" for path in paths)
+
+
+def _sources(paths: Sequence[Path], weights: Sequence[float], notes: list[str]) -> list[dict[str, Any]]:
+    """A mixture of all datasets that have a weight; of one called `train` the folder, with its validation."""
+    notes.append(
+        "train-data-paths: Savanna takes the dataset that is furthest behind its share, here shares are exact within "
+        "blocks of samples; tools/import_savanna_data.py makes ours of uint16 tokens, and one patcher must cut all"
+    )
+    used = [
+        (path.parent if path.name == "train" else path, float(weight))
+        for path, weight in zip(paths, weights, strict=False)
+        if weight > 0
+    ]
+    names = [path.name for path, _ in used]
+    sources: list[dict[str, Any]] = []
+    for place, (path, weight) in enumerate(used):
+        # Sources are told apart by their names.
+        own = {"name": f"{path.name}_{place}"} if names.count(path.name) > 1 else {}
+        sources.append({"path": str(path), "weight": weight, **own})
+    return sources
 
 
 def _training(keys: _Keys, notes: list[str], num_ranks: int) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def test_what_we_have_no_place_for_is_listed(tmp_path: Path) -> None:
     tree = from_ours(run(ISOTROPIC)).tree | {
         "use_fp8_norm": False, "model_parallel_size": 4, "lr-decay-style": "linear", "to_upper": None,
         "load": "there", "recycle_events": True, "async_save": False, "hidden-dropout": 0.2, "precision": "fp16",
-        "checkpoint_scale": "log", "mask_loss_control_tags": False, "train-data-paths": ["a/train", "b/train"],
+        "checkpoint_scale": "log", "mask_loss_control_tags": False,
+        "train-data-paths": ["a/x", "b/x", "c/y"], "train-data-weights": [3, 1, 0],
     }  # fmt: skip
     tree["optimizer"] = {"type": "sm3", "params": {"lr": 1e-3, "wd_free_lr": 1e-4}}
     del tree["train_batch_size"]
@@ -84,11 +85,33 @@ def test_what_we_have_no_place_for_is_listed(tmp_path: Path) -> None:
     listed = "\n".join(converted.without_counterpart)
     for part in ("no tensor parallelism", "follows a cosine here", "letters of their own", "load is there",
                  "recycle_events is True", "hidden_dropout is 0.2", "precision is fp16", "checkpoint-scale is log",
-                 "never scored here", "a/train", "optimizer.type is sm3", "optimizer.params.wd_free_lr is 0.0001",
+                 "never scored here", "train-data-paths: Savanna takes", "valid-data-paths: validated on",
+                 "optimizer.type is sm3", "optimizer.params.wd_free_lr is 0.0001",
                  "batch_windows is 4: micro batch x accumulation x 2 data-parallel rank(s)"):  # fmt: skip
         assert part in listed, part
+    assert converted.tree["data"]["sources"] == [
+        {"path": "a/x", "weight": 3.0, "name": "x_0"},
+        {"path": "b/x", "weight": 1.0, "name": "x_1"},
+    ]
+    assert converted.tree["training"]["validation"] is None
     # What is off is nothing that is missing.
     assert "async_save" not in listed
+
+
+def test_blends_become_mixtures(tmp_path: Path) -> None:
+    tree = from_ours(run(HYBRID)).tree
+    tree |= {"train-data-paths": ["a/train", "b/c"], "train-data-weights": None}
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(tree))
+    config = RunConfig.parse(to_ours(merge_foreign([path]), "run.yml").tree)
+    assert config.data.folder is None
+    assert config.data.sources is not None
+    assert [(str(source.path), source.weight, source.name) for source in config.data.sources] == [
+        ("a", 1.0, "a"),
+        ("b/c", 1.0, "c"),
+    ]
+    # Of a there is one.
+    assert config.training.validation is not None
 
 
 def test_models_that_savanna_has_no_blocks_for(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def shapes(config: IsotropicConfig) -> str:
     return yaml.safe_dump({**config.to_dict(), "stack": stack})
 
 
+def test_all_data_configurations_become_mixtures(upstream: Path) -> None:
+    model = merge_foreign([upstream / "configs/7b-final-test/model_configs/act-fix/v2/7b-sh2-actfix_longer_warmup.yml"])
+    num_mixtures = 0
+    for path in sorted((upstream / "configs").rglob("*.y*ml")):
+        text = path.read_text()
+        if "train-data-paths" not in text or "num_layers" in text:
+            continue
+        keys = merge_foreign([path])
+        paths = keys["train_data_paths"]
+        config = RunConfig.parse(to_ours({**model, **keys}, path.name).tree)
+        weights = keys.get("train_data_weights") or [1.0] * len(paths)
+        assert config.data.sources is not None
+        assert [source.weight for source in config.data.sources] == [weight for weight in weights if weight > 0], path
+        num_mixtures += 1
+    assert num_mixtures > 10
+
+
 def test_a_pair_of_files_is_a_run_of_ours_and_back(upstream: Path, tmp_path: Path) -> None:
     model = upstream / "configs/7b-context-ext/model_configs/generated/1M/7b-hybrid-log_evo1-1M.yml"
     data = sorted((upstream / "configs/7b-context-ext/data_configs").glob("*.yml"))[0]
@@ -121,6 +138,8 @@ def test_a_pair_of_files_is_a_run_of_ours_and_back(upstream: Path, tmp_path: Pat
     listed = "\n".join(converted.without_counterpart)
     for key in ("use_fp8_input_projections", "model_parallel_size is 32", "train-data-paths", "sequence_parallel"):
         assert key in listed, listed
-    (tmp_path / "back.yml").write_text(from_ours(config).to_yaml())
+    # A mixture stays here.
+    data_of_one = {key: value for key, value in converted.tree["data"].items() if key != "sources"} | {"folder": "data"}
+    (tmp_path / "back.yml").write_text(from_ours(RunConfig.parse({**converted.tree, "data": data_of_one})).to_yaml())
     again = RunConfig.parse(to_ours(merge_foreign([tmp_path / "back.yml"]), "back").tree)
     assert (again.model, again.training, again.parallel) == (config.model, config.training, config.parallel)
