@@ -1,4 +1,5 @@
-# The only place for environment settings; sourced by the scripts beside it. What is set already stays.
+# The only place for environment settings; sourced by the scripts beside it and by slurm/*.sbatch. What is set already
+# stays; what differs between clusters is set by a file of slurm/clusters.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -28,6 +29,12 @@ else
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 fi
 export NUM_RANKS
+
+# srun gives a rank one core, unless it is told otherwise.
+if [ -n "${SLURM_CPUS_ON_NODE:-}" ]; then
+    num_cpus=$((SLURM_CPUS_ON_NODE / NUM_RANKS))
+    export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$((num_cpus > 0 ? num_cpus : 1))}"
+fi
 
 # torch 2.13 renames collectives that DeepSpeed 0.19 calls, and says so at each call.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning:torch.distributed.c10d_logger}"

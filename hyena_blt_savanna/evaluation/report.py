@@ -92,7 +92,9 @@ class Metrics:
     def other_seconds(self) -> float:
         """Spent in validation and checkpoints, as far as their lines tell."""
         validation = sum(line.get("validation_seconds", 0.0) for line in self.validation)
-        return float(validation + sum(line.get("save_seconds", 0.0) for line in self.saves))
+        # What a checkpoint takes in the background is no time of its own.
+        saves = sum(line.get("blocked_seconds", line.get("save_seconds", 0.0)) for line in self.saves)
+        return float(validation + saves)
 
 
 def write_report(run: Path, config: ReportConfig) -> dict[str, Any]:

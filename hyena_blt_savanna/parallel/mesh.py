@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import distributed as dist
 
 from hyena_blt_savanna.config import Config, ConfigError
@@ -17,6 +18,20 @@ class ParallelConfig(Config):
 
     context: PositiveInt = 1
     """Ranks that hold slices of the same windows (C); the other ranks have windows of their own."""
+    least_ranks: PositiveInt | None = None
+    """Fewest ranks to train with, where the cluster gives more or fewer from start to start; null: those that are given
+    must share the batch evenly."""
+    most_ranks: PositiveInt | None = None
+    """Most ranks to train with; those beyond leave at once. Needs least_ranks."""
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if self.most_ranks is not None and (self.least_ranks is None or self.most_ranks < self.least_ranks):
+            raise ValueError(
+                f"most_ranks {self.most_ranks} needs a least_ranks of 1 to {self.most_ranks}, "
+                f"and least_ranks is {self.least_ranks}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

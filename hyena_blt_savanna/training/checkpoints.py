@@ -1,5 +1,7 @@
 """Checkpoints: written aside, sealed by a manifest with checksums, renamed; resumed from only when the seal holds.
 
+States are copied into the host's memory; a thread of each rank writes them while training goes on.
+
 checkpoints/step_00000100/
     deepspeed/             DeepSpeed's own files: weights and optimizer, by rank
     random_states/         of each group of ranks that share windows: as many as there are data ranks
@@ -16,8 +18,10 @@ import logging
 import os
 import random
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +33,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import PARTIAL_SUFFIX, write_whole
-from hyena_blt_savanna.evaluation.sealed_folder import SealError, describe_file, list_files, verify, write_seal
+from hyena_blt_savanna.evaluation.sealed_folder import SealError, verify, write_seal
+from hyena_blt_savanna.training.background_writing import BackgroundWriting, WriteFolder
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
+from hyena_blt_savanna.training.host_copies import Write, copy_states
 from hyena_blt_savanna.training.ranks import Ranks, on_first_rank
 from hyena_blt_savanna.training.training_state import CheckpointError, TrainingState, restore
 from hyena_blt_savanna.training.universal import (
@@ -47,6 +53,7 @@ from hyena_blt_savanna.training.universal import (
 logger = logging.getLogger(__name__)
 
 _DELETED = ".deleted"
+_LISTED_ERRORS = 4
 
 
 class CheckpointConfig(Config):
@@ -58,6 +65,11 @@ class CheckpointConfig(Config):
     """Newest checkpoints that are kept."""
     keep_every: NonNegativeInt = 0
     """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
+    in_background: bool = True
+    """Training goes on as soon as the states are copied into the host's memory; false waits until they are written."""
+    local_folder: Path | None = None
+    """A folder on a fast disk of each node, where files are written before they are copied into the run folder; null:
+    they are written there at once."""
 
 
 @dataclass
@@ -71,6 +83,8 @@ class Progress:
         interval: this logging interval's sums so far, over all ranks.
         interval_steps: steps in these sums.
         interval_seconds: spent in these steps.
+        recent_losses: nats a base of the latest steps that were learned from, where spikes are looked for.
+        num_bad_steps: steps that were not learned from, one after the other, up to here.
     """
 
     step: int = 0
@@ -79,6 +93,8 @@ class Progress:
     interval: Totals = field(default_factory=Totals)
     interval_steps: int = 0
     interval_seconds: float = 0.0
+    recent_losses: list[float] = field(default_factory=list)
+    num_bad_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ class Checkpoints:
         run_config: the run's whole configuration, as plain values.
         ranks: this process among all.
         save_native: writes consolidated weights into a folder, given the steps that they were trained for; called on
-            the first rank.
+            the first rank, in a thread.
     """
 
     folder: Path
@@ -110,28 +126,58 @@ class Checkpoints:
         Raises:
             CheckpointError: it can't be written; earlier checkpoints are untouched.
         """
-        final = self.path(progress.step)
-        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        return self.finish(self.begin(engine, progress))
+
+    def begin(self, engine: TrainingEngine, progress: Progress) -> BackgroundWriting:
+        """Copies all states into the host's memory, from where a thread of each rank writes them. Every rank calls."""
+        target = self._partial(progress.step)
         if self.ranks.is_first:
-            _remove(partial)
-            partial.mkdir(parents=True)
-        self.ranks.wait()
+            _remove(target)
+        # All ranks wait for each other in there, so that none writes into the folder before it is empty.
+        files = copy_states(engine.deepspeed, DEEPSPEED)
+        mesh = self.ranks.mesh
+        if mesh.context == 0:
+            states = _random_states(self.ranks.device)
+            files[f"{RANDOM_STATES}/rank_{mesh.data:05d}.pt"] = lambda path: torch.save(states, path)
+        folders: dict[str, WriteFolder] = {}
+        weights = engine.consolidated_weights() if self.save_native else {}
+        if self.ranks.is_first:
+            files |= self._about(engine, progress)
+            write_native = self.save_native
+            if write_native is not None:
+                # The progress goes on while the thread writes.
+                num_steps = progress.step
+                folders["native"] = lambda folder: write_native(folder, weights, num_steps)
+        local = self.config.local_folder
+        if local is not None:
+            local = local / f"{target.name}.{uuid.uuid4().hex}"
+        return BackgroundWriting(progress.step, target, files, folders, local)
+
+    def finish(self, writing: BackgroundWriting) -> Path:
+        """Seals a checkpoint when all ranks have written their part. Every rank calls, and waits for the others.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            CheckpointError: a rank could not write; nothing is left of it, and earlier checkpoints are untouched.
+        """
+        final = self.path(writing.step)
+        outcomes = self.ranks.gather(writing.outcome())
+        errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error is not None]
         try:
-            self._write(engine, progress, partial)
-        except (OSError, RuntimeError, ValueError) as error:
+            if errors:
+                raise CheckpointError("; ".join(errors[:_LISTED_ERRORS]))
+            entries = {name: entry for part, _ in outcomes for name, entry in part.items()}
+            on_first_rank(self.ranks, lambda: self._seal(writing.target, final, entries))
+        except (OSError, ValueError) as error:
             free = shutil.disk_usage(self.folder).free
-            _remove(partial)
+            if self.ranks.is_first:
+                _remove(writing.target)
             raise CheckpointError(
                 f"{final}: the checkpoint could not be written: {error} ({free:,} bytes are free there); nothing of it "
                 "is left, and earlier checkpoints are whole"
             ) from error
-        if self.ranks.is_first:
-            if final.exists():
-                _set_aside(final)
-            partial.replace(final)
-            _sync(self.folder)
-            self._retain()
-        self.ranks.wait()
         return final
 
     def find_newest(self) -> Path | None:
@@ -222,38 +268,34 @@ class Checkpoints:
         on_first_rank(self.ranks, lambda: read.append(read_training_state(path)))
         restore(engine, read[0] if read else None, str(path))
 
-    def _write(self, engine: TrainingEngine, progress: Progress, partial: Path) -> None:
-        engine.deepspeed.save_checkpoint(str(partial), tag=DEEPSPEED, save_latest=False)
-        mesh = self.ranks.mesh
-        if mesh.context == 0:
-            states = partial / RANDOM_STATES
-            states.mkdir(exist_ok=True)
-            torch.save(_random_states(self.ranks.device), states / f"rank_{mesh.data:05d}.pt")
-        weights = engine.consolidated_weights() if self.save_native else {}
-        if self.ranks.is_first:
-            if self.save_native:
-                self.save_native(partial / "native", weights, progress.step)
-            state = {
-                "format_version": FORMAT_VERSION,
-                "progress": asdict(progress),
-                "num_ranks": self.ranks.num_ranks,
-                "zero_stage": engine.zero_stage,
-                "optimizer_names": engine.optimizer_names,
-                "tied_names": engine.tied_names,
-                "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
-            }
-            write_whole(partial / STATE, json.dumps(state, indent=1).encode())
-            write_whole(partial / CONFIG, yaml.safe_dump(self.run_config, sort_keys=False).encode())
-        self.ranks.wait()
-        self._seal(partial)
+    def _partial(self, step: int) -> Path:
+        final = self.path(step)
+        return final.with_name(final.name + PARTIAL_SUFFIX)
 
-    def _seal(self, partial: Path) -> None:
-        """Every rank reads its share of the files; the first one writes the manifest."""
-        names = self.ranks.gather(list_files(partial))[0]
-        share = {name: describe_file(partial / name) for name in names[self.ranks.rank :: self.ranks.num_ranks]}
-        entries = {name: entry for part in self.ranks.gather(share) for name, entry in part.items()}
-        if self.ranks.is_first:
-            write_seal(partial, {"format_version": FORMAT_VERSION}, entries)
+    def _about(self, engine: TrainingEngine, progress: Progress) -> dict[str, Write]:
+        """The files that say what the others are; as things stand now."""
+        state = {
+            "format_version": FORMAT_VERSION,
+            "progress": asdict(progress),
+            "num_ranks": self.ranks.num_ranks,
+            "zero_stage": engine.zero_stage,
+            "optimizer_names": engine.optimizer_names,
+            "tied_names": engine.tied_names,
+            "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
+        }
+        texts = {
+            STATE: json.dumps(state, indent=1).encode(),
+            CONFIG: yaml.safe_dump(self.run_config, sort_keys=False).encode(),
+        }
+        return {name: partial(_write_text, text=text) for name, text in texts.items()}
+
+    def _seal(self, partial_folder: Path, final: Path, entries: dict[str, dict[str, Any]]) -> None:
+        write_seal(partial_folder, {"format_version": FORMAT_VERSION}, entries)
+        if final.exists():
+            _set_aside(final)
+        partial_folder.replace(final)
+        _sync(self.folder)
+        self._retain()
 
     def _retain(self) -> None:
         steps = sorted(_steps(self.folder))
@@ -320,6 +362,10 @@ def _settings_in_files(run_config: Mapping[str, Any]) -> tuple[Any, Any]:
     optimizer = run_config.get("training", {}).get("optimizer", {})
     kept = {key: value for key, value in optimizer.items() if key != "lr"}
     return run_config.get("deepspeed", {}).get("zero_optimization"), kept
+
+
+def _write_text(path: Path, text: bytes) -> None:
+    write_whole(path, text)
 
 
 def _steps(folder: Path) -> Iterator[int]:

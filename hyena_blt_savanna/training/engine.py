@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.training.loss import scored_weight
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.stragglers import WorkClock
 
 Precision = Literal["fp32", "bf16"]
 
@@ -144,6 +145,7 @@ class TrainingEngine:
     Attributes:
         optimizer_names: of the parameters that are trained, in the order of the optimizer.
         tied_names: further names of parameters that have several, and the one that stands for all of them.
+        clock: of this rank's own work.
     """
 
     def __init__(
@@ -173,6 +175,7 @@ class TrainingEngine:
         every_name = model.named_parameters(remove_duplicate=False)
         self.tied_names = {name: name_of[id(each)] for name, each in every_name if name != name_of[id(each)]}
         self.optimizer_names = [name_of[id(each)] for group in built.param_groups for each in group["params"]]
+        self.clock = WorkClock(ranks.device)
         # The engine copies a buffer of the model to the device with the rest.
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -247,17 +250,26 @@ class TrainingEngine:
             asked |= {"left_patches": batch.left_patches, "first_positions": batch.first_positions}
         return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
 
-    def accumulate(self, micro_batches: Sequence[TrainingBatch]) -> Totals:
+    def accumulate(
+        self,
+        micro_batches: Sequence[TrainingBatch],
+        total_weight: float | None = None,
+        is_good: Callable[[float], bool] | None = None,
+    ) -> Totals:
         """Computes the gradients of one step.
 
         Args:
             micro_batches: this rank's share of the step, at least one; every rank has the same number.
+            total_weight: scored weight of the whole step, over all ranks; None asks them.
+            is_good: whether the step is to be learned from, given this rank's nats; called once, on every rank, which
+                all answer the same. If not, `update` raises a DivergedError and leaves everything as it is.
 
         Returns:
             This rank's sums; the weight's sum over all ranks is not in them.
         """
-        weight = sum(float(scored_weight(batch.loss_weights)) for batch in micro_batches)
-        [total_weight] = self.ranks.sum([weight])
+        weight = weight_of(micro_batches)
+        if total_weight is None:
+            [total_weight] = self.ranks.sum([weight])
         scale = self.gradient_divisor / total_weight if total_weight else 0.0
         nats, auxiliary, patches = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
         totals = Totals(weight=weight)
@@ -271,12 +283,16 @@ class TrainingEngine:
             totals.padding_patches += int((batch.patch_lengths == 0).sum())
             batch = self.to_device(batch)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss, auxiliary_nats, num_patches = self.score(batch, batch.loss_weights)
+            with self.clock.computing():
+                loss, auxiliary_nats, num_patches = self.score(batch, batch.loss_weights)
             patches += _num_given(batch) if num_patches is None else num_patches
             nats += loss.detach()
             if auxiliary_nats is not None:
                 auxiliary += auxiliary_nats.detach()
                 loss = loss + auxiliary_nats
+            if is_good is not None and index == len(micro_batches) - 1 and not is_good(float(nats)):
+                # Under each stage of ZeRO, this is how DeepSpeed learns that a step must be forgotten.
+                loss = loss * math.nan
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         totals.nats, totals.auxiliary_nats, totals.patches = float(nats), float(auxiliary), float(patches)
         return totals
@@ -298,6 +314,10 @@ class TrainingEngine:
         norm = None
         if self.zero_stage == 0:
             norm = self._clip_gradients()
+            if not math.isfinite(norm):
+                # As ZeRO does by itself.
+                self.module.zero_grad()
+                self.deepspeed.global_steps += 1
             _check_finite(norm)
         self.deepspeed.step()
         if norm is None:
@@ -344,6 +364,11 @@ class TrainingEngine:
         if self.gradient_clipping and float(norm) > self.gradient_clipping:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.gradient_clipping, norm)
         return float(norm)
+
+
+def weight_of(micro_batches: Sequence[TrainingBatch]) -> float:
+    """Scored weight of one rank's share of a step."""
+    return sum(float(scored_weight(batch.loss_weights)) for batch in micro_batches)
 
 
 @dataclass(frozen=True)

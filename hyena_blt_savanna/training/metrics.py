@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.training.durations import readable_seconds
 from hyena_blt_savanna.training.loss import NATS_PER_BIT
 
 logger = logging.getLogger(__name__)
@@ -49,12 +53,31 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[str] = []
+        # The watchdog's thread writes too.
+        self._lock = threading.Lock()
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Adds a line at once; numbers that are not finite become null, as JSON has none."""
+        """Adds a line at once; numbers that are not finite become null, as JSON has none.
+
+        What can't be written, as on a full disk, is kept and written with the next line: metrics stop no run.
+        """
         clean = _without_infinities(line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        with self._lock:
+            self._waiting.append(json.dumps(clean) + "\n")
+            size = None
+            try:
+                with self.path.open("ab") as file:
+                    size = file.tell()
+                    file.write("".join(self._waiting).encode())
+            except OSError as error:
+                logger.warning("%s: %s; %d line(s) wait", self.path, error, len(self._waiting))
+                if size is not None:
+                    # No half of a line stays.
+                    with contextlib.suppress(OSError):
+                        os.truncate(self.path, size)
+                return
+            self._waiting.clear()
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps, and a last line that was not finished."""
@@ -266,10 +289,3 @@ def _timed_product(left: torch.Tensor, right: torch.Tensor) -> float:
 def _finish(device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
-
-
-def readable_seconds(seconds: float) -> str:
-    """A duration as people write it, such as 1:02:03 or 4:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -18,44 +19,66 @@ import torch
 
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.parallel.context import ContextParallel
-from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.first_weights import check_patterns, freeze, load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
-from hyena_blt_savanna.training.loop import Plan, TrainingLoop
+from hyena_blt_savanna.training.loop import Plan, StoppedError, TrainingLoop
+from hyena_blt_savanna.training.meshes import check_meshes, fitting_ranks
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
-from hyena_blt_savanna.training.ranks import Ranks, join_ranks, on_first_rank
+from hyena_blt_savanna.training.ranks import Ranks, find_launched, join_ranks, on_first_rank
 from hyena_blt_savanna.training.run_config import RunConfig, build_model
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
-from hyena_blt_savanna.training.schedule import ScheduleError, place_of, total_steps
+from hyena_blt_savanna.training.schedule import place_of, total_steps
+from hyena_blt_savanna.training.slurm import requeue
+from hyena_blt_savanna.training.stop_signals import StopSignals
+from hyena_blt_savanna.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 DIVERGED = 3
 """The exit code of a run whose gradients are no longer finite."""
+STOPPED = 75
+"""The exit code of a run that was asked to stop, has saved, and is to be started again (sysexits.h: EX_TEMPFAIL)."""
 _OTHERS_WAIT_SECONDS = 5.0
+_POLL_SECONDS = 0.1
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
     """Trains as YAML files and `key=value` overrides say.
 
     Args:
         arguments: of the command line.
+        signals: that ask this process to stop; None: nothing asks.
 
     Returns:
-        The exit code: 0; 2 after a mistake, or 3 when the training has diverged, told in the log.
+        The exit code: 0; 2 after a mistake, 3 when the training has diverged, told in the log; 75 when it was asked to
+        stop and has saved. A job of Slurm is back in the queue by then, unless somebody cancelled it.
     """
-    ranks = join_ranks()
-    log_to_terminal(ranks.is_first)
+    rank, num_given = find_launched()
+    log_to_terminal(rank == 0)
     try:
-        pretrain(RunConfig.load(arguments), ranks)
+        config = RunConfig.load(arguments)
+        num_ranks = fitting_ranks(config, num_given)
+        if rank >= num_ranks:
+            return 0
+        if num_ranks < num_given:
+            os.environ["WORLD_SIZE"] = str(num_ranks)
+            if rank == 0:
+                logger.warning("%d of the %d ranks share the batch evenly; the others leave", num_ranks, num_given)
+        pretrain(config, join_ranks(), signals)
+    except StoppedError as stopped:
+        heard = f" (rank 0 got {signals.received})" if signals and signals.received else ""
+        logger.warning("%s%s", stopped, heard)
+        if rank == 0:
+            requeue(os.environ)
+        return STOPPED
     except (ValueError, OSError, DivergedError) as error:
         # What is wrong with the input is wrong on every rank: the first one says it, unless it has not met it.
-        if not ranks.is_first:
-            time.sleep(_OTHERS_WAIT_SECONDS)
+        if rank > 0:
+            _wait(_OTHERS_WAIT_SECONDS, signals)
         logger.error("%s", error)
         # Not a logger of this package: the traceback goes to the log file, not to the terminal.
         logging.getLogger("traceback").info("raised here", exc_info=True)
@@ -63,7 +86,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
+def _wait(seconds: float, signals: StopSignals | None) -> None:
+    """Waits, but not against a signal: srun kills what lingers, and would hand on that exit code in place of ours."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (signals and signals.received):
+        time.sleep(_POLL_SECONDS)
+
+
+def pretrain(config: RunConfig, ranks: Ranks, signals: StopSignals | None = None) -> Progress:
     """Trains to the end, from the newest checkpoint of the run folder if there is one. Every rank calls.
 
     Where a stage has another mesh or another model than the one before it, the run saves a checkpoint, lets its engine
@@ -72,6 +102,7 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
     Args:
         config: of the run.
         ranks: from `join_ranks`.
+        signals: that ask this process to stop; None: nothing asks.
 
     Returns:
         Where the run stands.
@@ -85,8 +116,10 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
         CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
             written.
         DivergedError: the gradients are no longer finite.
+        StoppedError: a rank was asked to stop, and the run has saved.
     """
-    check_meshes(config, ranks)
+    signals = signals or StopSignals()
+    check_meshes(config, ranks.num_ranks)
     folder = RunFolder(config.run)
     with ExitStack() as stack:
         lock = RunLock(folder.path)
@@ -102,7 +135,7 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
         num_steps = total_steps(config.training.stages)
         if progress.step >= num_steps:
             logger.info("%s is finished: all %d steps are done", folder.path, num_steps)
-        run = _Run(config, ranks, folder, data, checkpoints, lambda: on_first_rank(ranks, lock.check))
+        run = _Run(config, ranks, folder, data, checkpoints, lambda: on_first_rank(ranks, lock.check), signals)
         while progress.step < num_steps:
             progress = run.train_on_one_mesh(progress.step, newest)
             newest = checkpoints.path(progress.step)
@@ -111,23 +144,6 @@ def pretrain(config: RunConfig, ranks: Ranks) -> Progress:
             if ranks.device.type != "cpu":
                 torch.get_device_module(ranks.device).empty_cache()
     return progress
-
-
-def check_meshes(config: RunConfig, ranks: Ranks) -> None:
-    """Refuses stages that the ranks of a run can't be shared out for, before anything is allocated.
-
-    Raises:
-        ConfigError: the ranks are no multiple of a stage's context ranks.
-        ScheduleError: the batch of a stage can't be shared among the ranks.
-    """
-    for index, stage in enumerate(config.training.stages):
-        shared = ParallelConfig(context=config.num_context(index))
-        mesh = Mesh.of(shared, ranks.rank, ranks.num_ranks, config.context_key(index))
-        try:
-            for part in stage.parts:
-                part.micro_batch(mesh.num_data)
-        except ScheduleError as error:
-            raise ScheduleError(f"training.stages.{index}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,7 @@ class _Run:
     data: RunData
     checkpoints: Checkpoints
     check: Callable[[], None]
+    signals: StopSignals
 
     def train_on_one_mesh(self, step: int, checkpoint: Path | None) -> Progress:
         """Trains from a step on, through all stages that share mesh and model with the step's; saves at their end.
@@ -160,9 +177,14 @@ class _Run:
         # Not before: a run that is refused must leave the folder's configuration as it is.
         on_first_rank(ranks, lambda: config.save(self.folder.config))
         reporter = Reporter(self.folder.metrics, ranks.is_first, plan.num_steps, engine.deepspeed.monitor)
-        with closing(reporter):
+        watchdog = Watchdog(
+            config.training.watchdog_seconds,
+            self.folder.logs / f"stacks_{ranks.rank:05d}.txt",
+            lambda: reporter.event("stalled", {"step": progress.step}),
+        )
+        with closing(reporter), watchdog:
             facts = describe(engine, config)
-            reporter.start(progress.step, facts)
+            reporter.start(progress.step, {**facts, "num_steps": plan.num_steps})
             _say_hello(config, progress, checkpoint, facts)
             loop = TrainingLoop(
                 plan=plan,
@@ -176,6 +198,8 @@ class _Run:
                 ),
                 peak_flops=facts["peak_flops"],
                 check=self.check,
+                is_asked_to_stop=lambda: self.signals.received is not None,
+                beat=watchdog.beat,
             )
             progress = loop.run(progress, stop_step)
         engine.close()
@@ -243,6 +267,7 @@ def make_plan(config: RunConfig) -> Plan:
         log_every_steps=training.logging.every_steps,
         validate_every_steps=training.validation.every_steps if training.validation else 0,
         checkpoint_every_steps=training.checkpoints.every_steps,
+        bad_steps=training.bad_steps,
     )
 
 

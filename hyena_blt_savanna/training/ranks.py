@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
+from hyena_blt_savanna.training import slurm
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,33 @@ class Ranks:
             dist.barrier()
 
 
+def find_launched() -> tuple[int, int]:
+    """Which rank this process is, and of how many, as a launcher or srun says; srun's variables become torch's.
+
+    Raises:
+        SlurmError: srun has started this process, and what Slurm says of the nodes can't be used.
+    """
+    if slurm.is_step(os.environ):
+        os.environ.update(slurm.rendezvous(os.environ))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_ranks(timeout_seconds: float = 1800.0) -> Ranks:
-    """Joins the ranks that a launcher has started, or makes this process a run of its own.
+    """Joins the ranks that a launcher or srun has started, or makes this process a run of its own.
 
     torch's process group is made before DeepSpeed looks for one, because DeepSpeed's own start on a CPU compiles a
     C++ operator (an all-reduce over shared memory, for inference) and thus needs a compiler and ten seconds.
 
     Args:
         timeout_seconds: how long a collective may wait for a rank.
+
+    Raises:
+        SlurmError: srun has started this process, and what Slurm says of the nodes can't be used.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    find_launched()
     accelerator = get_accelerator()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"

@@ -27,6 +27,7 @@ from hyena_blt_savanna.training.first_weights import freeze
 from hyena_blt_savanna.training.live_memory import LiveMemory
 from hyena_blt_savanna.training.ranks import Ranks
 from hyena_blt_savanna.training.run_config import ModelConfig, build_model
+from hyena_blt_savanna.training.stragglers import WorkClock
 
 PARAMETERS, GRADIENTS, ACTIVATIONS, LOGITS = "parameters", "gradients", "activations", "logits"
 WORKSPACE = "workspace"
@@ -161,6 +162,7 @@ class _Engine(TrainingEngine):
         self.objective = wanted.objective
         self.loss_chunk_bases = wanted.loss_chunk_bases
         self.zero_stage = 0
+        self.clock = WorkClock(self.ranks.device)
         self.deepspeed = _Undivided(model, wanted.precision)
 
 

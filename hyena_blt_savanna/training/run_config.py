@@ -18,6 +18,7 @@ from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.stack import global_stack
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import ParallelConfig
+from hyena_blt_savanna.training.bad_steps import BadStepsConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.data_config import DataSourceConfig
 from hyena_blt_savanna.training.engine import Precision
@@ -94,6 +95,11 @@ class TrainingConfig(Config):
     """When they are written, and which are kept."""
     logging: LoggingConfig = LoggingConfig()
     """When metrics are written."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """What happens to a step whose loss or gradients are out of line."""
+    watchdog_seconds: PositiveFloat | None = 1800.0
+    """A run without progress for so long writes down where each rank stands, and ends with exit code 76; longer than
+    any step, validation or checkpoint. null: never."""
 
     @field_validator("stages")
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,9 @@ from hyena_blt_savanna.training.checkpoints import (
     differing_keys,
 )
 from hyena_blt_savanna.training.engine import Totals
+from hyena_blt_savanna.training.metrics import Reporter
 from hyena_blt_savanna.training.ranks import Ranks
+from hyena_blt_savanna.training.saving import Saver
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
 
@@ -33,7 +37,7 @@ class FakeEngine:
     tied_names: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self.deepspeed = SimpleNamespace(save_checkpoint=self._save, load_checkpoint=self._load)
+        self.deepspeed = SimpleNamespace(save_checkpoint=self._save, load_checkpoint=self._load, checkpoint_engine=None)
         self.loaded: list[tuple] = []
 
     def _save(self, folder: str, tag: str, save_latest: bool) -> None:
@@ -98,10 +102,19 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 def test_consolidated_weights_are_written_beside(tmp_path):
     seen = []
     checkpoints = Checkpoints(
-        tmp_path, CheckpointConfig(), {}, RANKS, lambda folder, weights, _: seen.append((folder.name, weights.keys()))
+        tmp_path,
+        CheckpointConfig(),
+        {},
+        RANKS,
+        lambda folder, weights, num_steps: seen.append((folder.name, weights.keys(), num_steps)),
     )
-    checkpoints.save(FakeEngine(), Progress(step=1))
-    assert seen == [("native", {"weight"})]
+    engine, progress = SlowEngine(), Progress(step=1)
+    writing = checkpoints.begin(engine, progress)  # type: ignore[arg-type]
+    # Training goes on meanwhile.
+    progress.step = 2
+    engine.may_write.set()
+    assert checkpoints.finish(writing) == checkpoints.path(1)
+    assert seen == [("native", {"weight"}, 1)]
 
 
 def test_random_states_of_a_rank_more_than_there_were_follow_from_rank_and_step(tmp_path, caplog):
@@ -169,3 +182,84 @@ def test_differing_keys():
     given = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": 1}
     assert [line.partition(":")[0] for line in differing_keys(saved, given, "m")] == ["m.b.c", "m.gone", "m.new"]
     assert differing_keys(saved, saved, "m") == []
+
+
+class SlowEngine(FakeEngine):
+    """Writes a tensor through DeepSpeed's checkpoint engine, as slowly as a disk that many share."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.zeros(3)
+        self.deepspeed.checkpoint_engine = SimpleNamespace(save=self._write)
+        self.may_write = threading.Event()
+        self.fails = fails
+
+    def _save(self, folder: str, tag: str, save_latest: bool) -> None:
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "script.py").write_text("pass")
+        self.deepspeed.checkpoint_engine.save({"weight": self.weight}, f"{folder}/{tag}/states.pt")
+
+    def _write(self, states: dict, path: str) -> None:
+        assert self.may_write.wait(10)
+        if self.fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        torch.save(states, path)
+
+
+def saver_of(checkpoints: Checkpoints, engine: FakeEngine, folder: Path) -> Saver:
+    return Saver(checkpoints, engine, Reporter(folder / "metrics.jsonl", True, 100))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_training_goes_on_while_a_copy_is_written(tmp_path, local):
+    folder, disk, engine = tmp_path / "run", tmp_path / "local", SlowEngine()
+    checkpoints = Checkpoints(
+        folder, CheckpointConfig(local_folder=disk if local else None), {"model": {"kind": "toy"}}, RANKS
+    )
+    folder.mkdir()
+    saver = saver_of(checkpoints, engine, tmp_path)
+    saver.begin(Progress(step=1))
+    engine.weight += 1
+    assert not saver.is_written
+    assert not checkpoints.path(1).exists()
+    engine.may_write.set()
+    path = saver.settle()
+    assert path == checkpoints.find_newest() == checkpoints.path(1)
+    assert torch.equal(torch.load(path / "deepspeed" / "states.pt")["weight"], torch.zeros(3))
+    assert (path / "deepspeed" / "script.py").read_text() == "pass"
+    assert not disk.exists() or list(disk.iterdir()) == []
+    [line] = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["kind"], line["step"], line["name"]) == ("checkpoint", 1, path.name)
+    assert 0 < line["blocked_seconds"] <= line["save_seconds"]
+
+
+def test_one_checkpoint_is_on_its_way_at_a_time(tmp_path, caplog):
+    engine, checkpoints = SlowEngine(), make(tmp_path / "run")
+    saver = saver_of(checkpoints, engine, tmp_path)
+    saver.begin(Progress(step=1))
+    threading.Timer(0.2, engine.may_write.set).start()
+    saver.begin(Progress(step=2))
+    assert names(tmp_path / "run")[0] == "step_00000001"
+    assert "the checkpoint of step 1 is still being written: training waits" in caplog.text
+    assert saver.settle() == checkpoints.path(2)
+    assert saver.settle() is None
+
+
+def test_a_failed_save_is_told_and_stops_nothing(tmp_path, caplog):
+    engine, checkpoints = SlowEngine(), make(tmp_path / "run")
+    saver = saver_of(checkpoints, engine, tmp_path)
+    engine.may_write.set()
+    saver.save(Progress(step=1))
+    engine.fails = True
+    saver.begin(Progress(step=2))
+    assert saver.settle() is None
+    assert "No space left on device" in caplog.text
+    assert "training goes on without it" in caplog.text
+    assert names(tmp_path / "run") == ["step_00000001"]
+    assert checkpoints.find_newest() == checkpoints.path(1)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["checkpoint", "checkpoint_failed"]
+    with pytest.raises(
+        CheckpointError, match=r"step_00000003: the checkpoint could not be written: rank 0: .*No space"
+    ):
+        saver.save(Progress(step=3))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +14,13 @@ import torch
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.training import metrics
+from hyena_blt_savanna.training.durations import readable_seconds
 from hyena_blt_savanna.training.flops import training_flops_per_base
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.metrics import (
     MetricsFile,
     Reporter,
     measure_peak_flops,
-    readable_seconds,
     training_line,
 )
 
@@ -66,6 +68,32 @@ def test_later_and_torn_lines_are_dropped(tmp_path):
     assert lines[0]["loss"] is None
     file.append({"kind": "training", "step": 6})
     assert file.path.read_text().endswith('{"kind": "training", "step": 6}\n')
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path, caplog):
+    file = MetricsFile(Path("/dev/full"))
+    file.append({"kind": "training", "step": 1})
+    file.append({"kind": "training", "step": 2})
+    assert "No space left on device; 2 line(s) wait" in caplog.text
+    file.path = tmp_path / "metrics.jsonl"
+    file.append({"kind": "training", "step": 3})
+    file.append({"kind": "training", "step": 4})
+    assert [json.loads(line)["step"] for line in file.path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_no_half_of_a_line_stays_on_a_full_disk(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"kind": "training", "step": 1})
+    whole = file.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        file.append({"kind": "training", "step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.path.read_bytes() == whole
+    file.append({"kind": "training", "step": 3})
+    assert [json.loads(line)["step"] for line in file.path.read_text().splitlines()] == [1, 2, 3]
 
 
 class FakeMonitor:

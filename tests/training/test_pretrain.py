@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LAST = "checkpoints/step_00000040"
 
 
-def launch(*arguments: str, num_ranks: int = 1) -> subprocess.Popen[str]:
+def launch(*arguments: str, num_ranks: int = 1, **changes: str) -> subprocess.Popen[str]:
+    environ = {"NUM_RANKS": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     return subprocess.Popen(
         [str(ROOT / "launch" / "train.sh"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "NUM_RANKS": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+        env={**os.environ, **environ, **changes},
         start_new_session=True,
     )
 
@@ -51,19 +53,38 @@ def training_lines(run: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(toy_config, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = launch(str(toy_config), f"run={whole}")
-    process = launch(str(toy_config), f"run={killed}")
+def kinds_of(run: Path) -> list[str]:
+    text = (run / "metrics.jsonl").read_text()
+    return [json.loads(line)["kind"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
-    while not (killed / "checkpoints" / "step_00000016").exists():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_then_asked_to_stop_goes_on_bit_for_bit(toy_config, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = launch(str(toy_config), f"run={whole}")
+    process = launch(str(toy_config), f"run={killed}")
+    wait_for(process, (killed / "checkpoints" / "step_00000016").exists)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (killed / LAST).exists()
+    process = launch(str(toy_config), f"run={killed}")
+    wait_for(process, lambda: kinds_of(killed).count("start") == 2 and kinds_of(killed)[-1] == "training")
+    # To the script alone, as a supervisor would; and again, while it saves.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == pretrain.STOPPED, output
+    assert "asked to stop: saved after step" in output
+    assert not (killed / LAST).exists()
+    assert not (killed / "lock.json").exists()
     output = finish(undisturbed)
     assert "step 40/40" in output
     # Nothing of DeepSpeed's or torch's own output reaches the terminal.
@@ -137,10 +158,42 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
     # The refused run has left the folder as it was.
     assert RunConfig.load([tmp_path / "run" / "config.yaml"]).model.local_width == 16
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["start", "training", "training", "validation", "checkpoint"]
+    kinds = ["start", "first_step", "training", "training", "validation", "checkpoint"]
+    assert [line["kind"] for line in lines] == kinds
     assert lines[0]["precision"] == faster_precision(torch.device("cpu"))
     assert list((tmp_path / "run" / "logs").rglob("*validation_bits_per_base.csv"))
     assert sorted(path.name for path in (tmp_path / "run" / "logs").glob("*.log")) == [
         "rank_00000.log",
         "rank_00001.log",
     ]
+
+
+PDSH = """#!/bin/bash
+# pdsh -S -f 1024 -w HOSTS COMMAND ..., on this machine instead of on each host: %n is the place of the host.
+IFS=, read -ra hosts <<<"$5"
+command="${*:6}"
+for rank in "${!hosts[@]}"; do env -i PATH="$PATH" HOME="$HOME" bash -c "${command//%n/$rank}" & done
+for job in $(jobs -p); do wait "$job" || code=$?; done
+exit "${code:-0}"
+"""
+
+
+@pytest.mark.slow
+def test_a_hostfile_runs_under_deepspeeds_own_launcher(toy_config, tmp_path):
+    for name, body in (("pdsh", PDSH), ("ssh", "#!/bin/sh\necho 127.0.0.1\n")):
+        (tmp_path / name).write_text(body)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "hosts").write_text("first slots=1\nsecond slots=1\n")
+    stages = "training.stages=[{steps: 2, window_bases: 128, batch_windows: 4}]"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    process = launch(
+        str(toy_config),
+        f"run={tmp_path / 'run'}",
+        stages,
+        PATH=path,
+        HOSTFILE=str(tmp_path / "hosts"),
+        GOMP_SPINCOUNT="7",
+    )
+    output = finish(process)
+    assert "2 rank(s) x 1 thread(s) on cpu" in output
+    assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2, 2]

@@ -116,12 +116,14 @@ class ToyRun:
 
 
 def lines_of(path: Path) -> list[dict]:
-    timed = ("second", "utilisation", "patches_per")
+    timed = ("second", "utilisation", "patches_per", "slowest_rank", "memory")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # A checkpoint is told of when it is written, which may be at a later step.
+    lines.sort(key=lambda line: line["kind"] == "checkpoint")
     return [
         {key: value for key, value in line.items() if not any(word in key for word in timed)}
         for line in lines
-        if line["kind"] != "start"
+        if line["kind"] not in ("start", "first_step")
     ]
 
 
