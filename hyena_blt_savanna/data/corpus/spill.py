@@ -9,6 +9,7 @@ bucket of all inputs, read from there. So memory is bounded by a bucket's entrie
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,7 @@ class SpillWriter(WholeWriter):
         # What is held goes first, so that a bucket's documents lie in the order of their records.
         self._write(bucket)
         self._list_entries(np.array([(key, self._data.num_bytes, num_bytes)], dtype=ENTRY))
-        for piece in (tag, *pieces, _END):
+        for piece in itertools.chain((tag,), pieces, (_END,)):
             self._data.write(piece)
 
     def close(self) -> None:
