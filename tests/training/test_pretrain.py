@@ -136,7 +136,7 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
         "other.manifest.json": [*base, "data.annotation=other"],
         f"{used} is in use by job": [*base[:1], f"run={used}", *short],
         "nowhere": [*base, "data.folder=nowhere"],
-        "only_train/validation.manifest.json": [*base, f"data.folder={only_train}"],
+        "no validation part (validation.manifest.json": [*base, f"data.folder={only_train}"],
         f"File exists: '{toy_config}'": [*base, f"run={toy_config}"],
     }
     finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto"]

@@ -336,7 +336,7 @@ def test_every_stage_is_checked_before_anything_is_built(staged, toy_data):
     with pytest.raises(DataError, match=r"has 4 windows of 6,000 bases, but 1 ranks with micro batches of 8 need 8"):
         RunData(config, Ranks(0, 2, torch.device("cpu")))
     config = RunConfig.load([staged, "training.validation.windows=[7]"])
-    with pytest.raises(DataError, match=r"names window 7, and .*validation has 6 of 256 bases"):
+    with pytest.raises(DataError, match=r"names window 7, and .* has 6 of 256 bases to validate on"):
         RunData(config, four)
 
 
