@@ -11,21 +11,28 @@ from tqdm import tqdm
 PACKAGE = "hyena_blt_savanna"
 
 
-class TerminalHandler(logging.Handler):
-    """Writes to standard error, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one record."""
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class LogFile(logging.FileHandler):
-    """A file of log lines; one that can't be written is left out, as on a full disk: a log stops no run."""
+class _ForgivingHandler(logging.Handler):
+    """Leaves out a line that can't be written, as on a full disk: a log stops no run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Ignores the operating system's errors; `logging` would put a traceback on the terminal."""
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
+
+
+class TerminalHandler(_ForgivingHandler):
+    """Writes to standard error, which a cluster has sent to a file, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class LogFile(_ForgivingHandler, logging.FileHandler):
+    """A file of log lines."""
 
 
 def log_to_terminal(is_first: bool) -> None:
