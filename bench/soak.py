@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import deepspeed  # noqa: F401  loaded once, for all ranks
 
 from hyena_blt_savanna.testing.ranks import free_port
-from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
+from hyena_blt_savanna.testing.toy_genomes import write_toy_data
 from hyena_blt_savanna.training import pretrain
 from hyena_blt_savanna.training.stop_signals import StopSignals
 
@@ -55,8 +55,7 @@ def write_config(folder: Path, num_steps: int) -> Path:
     """Data of 6,000 bases, and the configuration of a run of a hundred thousand weights on them."""
     data = folder / "data"
     data.mkdir()
-    write_dataset(data / "train", [random_genome(6000, seed=1)])
-    write_random_boundaries(data / "train", longest_patch_bases=8)
+    write_toy_data(data, train=6000)
     tree = {
         "data": {"folder": str(data)},
         "model": {

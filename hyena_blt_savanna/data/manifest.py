@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
 import hyena_blt_savanna
-from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.data.manifest_files import read_manifest_file, write_manifest_file
 
 FORMAT_VERSION = 1
 Strand = Literal["forward", "reverse"]
@@ -106,24 +105,16 @@ class StrandStatistics(Config):
     """Number of patches of each length in bases; lengths that don't occur are left out."""
 
 
-class AnnotationManifest(Config):
-    """PREFIX.NAME.manifest.json, written last: whose boundaries these are, and how they were found."""
+class ManifestOfBoundaries(Config):
+    """How patch boundaries were found, and how long the patches are: of one dataset, or of a whole source."""
 
-    format_version: int = FORMAT_VERSION
     name: str
     data_sha256: str
-    """Digest of the PREFIX.bin that the boundaries belong to."""
-    data_num_bytes: int
-    dtype: Literal["uint8", "uint16", "int32"]
+    """Digest of the data that the boundaries belong to: of PREFIX.bin, or of the digests of a source's shards."""
     rule: dict[str, Any]
     calibration: dict[str, Any] = Field(default_factory=dict)
     entropy_model: EntropyModelDescription | None = None
     statistics: dict[Strand, StrandStatistics]
-    forward_sha256: str
-    reverse_sha256: str | None = None
-    """None where the reverse strand is not used (RNA)."""
-    entropies_sha256: dict[Strand, str] = Field(default_factory=dict)
-    """Digest of each strand's stored entropies, where they were stored."""
     versions: dict[str, str]
 
     def summary(self) -> dict[str, Any]:
@@ -132,6 +123,19 @@ class AnnotationManifest(Config):
         for statistics in values["statistics"].values():
             del statistics["histogram"]
         return values
+
+
+class AnnotationManifest(ManifestOfBoundaries):
+    """PREFIX.NAME.manifest.json, written last: whose boundaries these are, and how they were found."""
+
+    format_version: int = FORMAT_VERSION
+    data_num_bytes: int
+    dtype: Literal["uint8", "uint16", "int32"]
+    forward_sha256: str
+    reverse_sha256: str | None = None
+    """None where the reverse strand is not used (RNA)."""
+    entropies_sha256: dict[Strand, str] = Field(default_factory=dict)
+    """Digest of each strand's stored entropies, where they were stored."""
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -153,7 +157,8 @@ def read_manifest(prefix: Path) -> DatasetManifest:
     Raises:
         DataError: there is none, it is of another format version, or it can't be read.
     """
-    return _read(DatasetManifest, manifest_path(prefix), "prepare the data (tools/prepare_genomes.py)")
+    remedy = "prepare the data (tools/prepare_genomes.py)"
+    return read_manifest_file(DatasetManifest, manifest_path(prefix), FORMAT_VERSION, remedy)
 
 
 def read_annotation_manifest(prefix: Path, name: str) -> AnnotationManifest:
@@ -167,7 +172,8 @@ def read_annotation_manifest(prefix: Path, name: str) -> AnnotationManifest:
         DataError: there is none, it is of another format version, or it belongs to other data.
     """
     path = manifest_path(annotation_prefix(prefix, name))
-    annotation = _read(AnnotationManifest, path, "annotate the data (tools/annotate_patches.py)")
+    remedy = "annotate the data (tools/annotate_patches.py)"
+    annotation = read_manifest_file(AnnotationManifest, path, FORMAT_VERSION, remedy)
     data = read_manifest(prefix)
     differences = [
         f"{what} {theirs} in the data, {ours} in the boundaries"
@@ -191,34 +197,10 @@ def write_manifest(prefix: Path, manifest: DatasetManifest | AnnotationManifest)
     Raises:
         DiskFullError: the disk is full.
     """
-    text = json.dumps(manifest.to_dict(), indent=2)
-    write_whole(manifest_path(prefix), (text + "\n").encode())
+    write_manifest_file(manifest_path(prefix), manifest)
 
 
 def current_versions() -> dict[str, str]:
     """Versions of what writes and reads the data."""
     versions = {"hyena_blt_savanna": hyena_blt_savanna.__version__}
     return versions | {name: importlib.metadata.version(name) for name in ("megatron-core", "numpy")}
-
-
-class _Versioned(Config):
-    """Any manifest, as far as its version."""
-
-    model_config = Config.model_config | {"extra": "ignore"}
-    format_version: int
-
-
-_Manifest = TypeVar("_Manifest", DatasetManifest, AnnotationManifest)
-
-
-def _read(kind: type[_Manifest], path: Path, remedy: str) -> _Manifest:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {remedy}")
-    try:
-        tree = json.loads(path.read_bytes())
-        version = _Versioned.parse(tree, str(path)).format_version
-        if version != FORMAT_VERSION:
-            raise DataError(f"{path}: format_version {version}; this code reads {FORMAT_VERSION}: {remedy} again")
-        return kind.parse(tree, str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise DataError(f"{path}: not a manifest: {error}") from error

@@ -140,6 +140,22 @@ def write_random_boundaries(
     return write_annotation_manifest(prefix, name, writers, {"kind": "random", "longest": longest_patch_bases})
 
 
+def write_toy_data(folder: Path, **num_bases: int) -> Path:
+    """A folder of annotated data.
+
+    Args:
+        folder: of the data.
+        num_bases: of each part (train, validation, test), whose one random genome has no other's seed.
+
+    Returns:
+        The folder.
+    """
+    for name, num in num_bases.items():
+        write_dataset(folder / name, [random_genome(num, seed=num)])
+        write_random_boundaries(folder / name, longest_patch_bases=8)
+    return folder
+
+
 def _stretches(rng: np.random.Generator, num_bases: int, num: int, longest: int) -> list[tuple[int, int]]:
     starts = rng.integers(0, max(1, num_bases), size=num)
     return [(int(start), min(num_bases, int(start + rng.integers(1, longest + 1)))) for start in starts]

@@ -20,7 +20,7 @@ from hyena_blt_savanna.data.errors import DiskFullError
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
 from hyena_blt_savanna.evaluation.sealed_folder import seal, verify
 from hyena_blt_savanna.testing.ranks import run_ranks
-from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
+from hyena_blt_savanna.testing.toy_genomes import write_toy_data
 from hyena_blt_savanna.training import universal as universal_form
 from hyena_blt_savanna.training.pretrain import pretrain
 from hyena_blt_savanna.training.ranks import join_ranks
@@ -43,9 +43,7 @@ def losses(run: Path) -> dict[tuple[str, int], float]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    for name, num_bases in (("train", 4000), ("validation", 1000)):
-        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
-        write_random_boundaries(folder / name, longest_patch_bases=8)
+    write_toy_data(folder, train=4000, validation=1000)
     path = folder / "run.yaml"
     # Losses are means over four steps, and the checkpoint lies half-way.
     training = {

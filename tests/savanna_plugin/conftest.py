@@ -10,7 +10,7 @@ import pytest
 from hyena_blt_savanna.savanna_plugin import checkout
 from hyena_blt_savanna.savanna_plugin.versions import missing_packages
 from hyena_blt_savanna.testing.ranks import run_ranks
-from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
+from hyena_blt_savanna.testing.toy_genomes import write_toy_data
 
 
 def needs_savanna() -> None:
@@ -31,11 +31,7 @@ def upstream() -> Path:
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a dataset: 20,000 bases to train on and 4,000 to validate on, with random patches."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, num_bases in (("train", 20_000), ("validation", 4_000)):
-        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
-        write_random_boundaries(folder / name, longest_patch_bases=8)
-    return folder
+    return write_toy_data(tmp_path_factory.mktemp("data"), train=20_000, validation=4_000)
 
 
 @pytest.fixture(scope="session")

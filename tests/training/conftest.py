@@ -9,17 +9,13 @@ import yaml
 
 from hyena_blt_savanna.patching.annotate import annotate_dataset
 from hyena_blt_savanna.patching.annotation_config import AnnotationConfig
-from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_random_boundaries
+from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_toy_data
 
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a dataset: 6,000 bases to train on and 1,500 to validate on, with random patches."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, num_bases in (("train", 6000), ("validation", 1500)):
-        write_dataset(folder / name, [random_genome(num_bases, seed=num_bases)])
-        write_random_boundaries(folder / name, longest_patch_bases=8)
-    return folder
+    return write_toy_data(tmp_path_factory.mktemp("data"), train=6000, validation=1500)
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from hyena_blt_savanna.config import Config, ConfigError
+from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.data.corpus.alphabets import AlphabetName
 from hyena_blt_savanna.data.corpus.cleaning import CleaningCounts
-from hyena_blt_savanna.data.errors import DataError
 from hyena_blt_savanna.data.indexed import data_path, index_path
 from hyena_blt_savanna.data.manifest import DatasetManifest, manifest_path
+from hyena_blt_savanna.data.manifest_files import read_manifest_file, write_manifest_file
 from hyena_blt_savanna.data.splits import SplitName
-from hyena_blt_savanna.data.whole_files import write_whole
 
 FORMAT_VERSION = 1
 
@@ -134,18 +132,8 @@ def read_source(folder: Path) -> SourceManifest:
     Raises:
         DataError: there is none, it is of another format version, or it can't be read.
     """
-    path = source_path(folder)
     remedy = "prepare the source (tools/prepare_genomes.py)"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {remedy}, which writes it last")
-    try:
-        tree = json.loads(path.read_bytes())
-        version = tree.get("format_version") if isinstance(tree, dict) else None
-        if version != FORMAT_VERSION:
-            raise DataError(f"{path}: format_version {version}; this code reads {FORMAT_VERSION}: {remedy} again")
-        return SourceManifest.parse(tree, str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise DataError(f"{path}: not the manifest of a source: {error}") from error
+    return read_manifest_file(SourceManifest, source_path(folder), FORMAT_VERSION, remedy)
 
 
 def write_source(folder: Path, manifest: SourceManifest) -> None:
@@ -154,4 +142,4 @@ def write_source(folder: Path, manifest: SourceManifest) -> None:
     Raises:
         DiskFullError: the disk is full.
     """
-    write_whole(source_path(folder), (json.dumps(manifest.to_dict(), indent=1) + "\n").encode())
+    write_manifest_file(source_path(folder), manifest)

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.data.corpus.source import ShardEntry, SourceManifest
-from hyena_blt_savanna.data.entropy_model_description import EntropyModelDescription
 from hyena_blt_savanna.data.errors import DataError
-from hyena_blt_savanna.data.manifest import Strand, StrandStatistics
-from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.data.manifest import ManifestOfBoundaries, StrandStatistics
+from hyena_blt_savanna.data.manifest_files import read_manifest_file, write_manifest_file
 
 FORMAT_VERSION = 1
 
 
-class SourceAnnotation(Config):
+class SourceAnnotation(ManifestOfBoundaries):
     """Written last, when all shards have their boundaries."""
 
     format_version: int = FORMAT_VERSION
-    name: str
     source: str
-    data_sha256: str
-    """Digest of the digests of the source's shards."""
     num_shards: int
-    rule: dict[str, Any]
-    calibration: dict[str, Any]
-    entropy_model: EntropyModelDescription | None
-    statistics: dict[Strand, StrandStatistics]
-    """Lengths of the patches of all shards together."""
-    versions: dict[str, str]
-
-    def summary(self) -> dict[str, Any]:
-        """The plain values without the histograms of lengths, for a person to read."""
-        values = self.to_dict()
-        for statistics in values["statistics"].values():
-            del statistics["histogram"]
-        return values
 
 
 def shards_sha256(shards: Iterable[ShardEntry]) -> str:
@@ -81,16 +61,7 @@ def read_source_annotation(folder: Path, name: str, source: SourceManifest) -> S
     """
     path = source_annotation_path(folder, name)
     remedy = "annotate the source (tools/annotate_patches.py)"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {remedy}, which writes it last")
-    try:
-        tree = json.loads(path.read_bytes())
-        version = tree.get("format_version") if isinstance(tree, dict) else None
-        if version != FORMAT_VERSION:
-            raise DataError(f"{path}: format_version {version}; this code reads {FORMAT_VERSION}: {remedy} again")
-        found = SourceAnnotation.parse(tree, str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise DataError(f"{path}: not a manifest of boundaries: {error}") from error
+    found = read_manifest_file(SourceAnnotation, path, FORMAT_VERSION, remedy)
     if found.data_sha256 != shards_sha256(source.shards()):
         raise DataError(f"{path} belongs to other shards than source.json lists: {remedy} again")
     return found
@@ -102,5 +73,4 @@ def write_source_annotation(folder: Path, annotation: SourceAnnotation) -> None:
     Raises:
         DiskFullError: the disk is full.
     """
-    text = json.dumps(annotation.to_dict(), indent=1) + "\n"
-    write_whole(source_annotation_path(folder, annotation.name), text.encode())
+    write_manifest_file(source_annotation_path(folder, annotation.name), annotation)
