@@ -42,7 +42,7 @@ def read_manifest_file(kind: type[_Manifest], path: Path, format_version: int, r
             raise DataError(f"{path}: format_version {version}; this code reads {format_version}: {remedy} again")
         return kind.parse(tree, str(path))
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise DataError(f"{path}: not a manifest: {error}") from error
+        raise DataError(f"{path}: not a manifest: {error}; {remedy} again") from error
 
 
 def write_manifest_file(path: Path, manifest: Config) -> None:

@@ -1,7 +1,9 @@
-"""A Slurm of two nodes on one machine, for tests of what jobs go through. Needs root, slurm-wlm and munge."""
+"""A Slurm of two nodes on one machine, for tests of what jobs go through. Needs root, and Debian's slurm-wlm, munge and
+libpmix-dev."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import secrets
@@ -19,6 +21,8 @@ from hyena_blt_savanna.testing.ranks import free_port
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
+_PMIX = "libpmix.so"
+"""By the name that srun --mpi=pmix loads it."""
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -58,8 +62,12 @@ PartitionName=whole Nodes=ALL MaxTime=INFINITE State=UP
 def why_no_slurm() -> str | None:
     """What this machine lacks to run a SlurmPair; None if it lacks nothing."""
     missing = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
+    try:
+        ctypes.CDLL(_PMIX)
+    except OSError:
+        missing.append(_PMIX)
     if missing:
-        return f"{', '.join(missing)} missing: apt-get install slurm-wlm munge"
+        return f"{', '.join(missing)} missing: apt-get install slurm-wlm munge libpmix-dev"
     return None if os.geteuid() == 0 else "Slurm's daemons are started as root here"
 
 

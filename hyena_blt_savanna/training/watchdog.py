@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import logging
 import os
 import threading
@@ -27,7 +28,7 @@ class Watchdog:
 
     Args:
         seconds: without a beat; None never ends anything.
-        path: file for the stack traces.
+        path: file for the stack traces; those that an earlier start left there are renamed.
         say: called before the end, such as to leave a line of metrics.
         others_seconds: between the stack traces and the end, so that no rank is ended before it has written its own.
     """
@@ -55,6 +56,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self.seconds is not None:
+            self._keep_earlier()
             self._file = self.path.open("w")
             self._last = time.monotonic()
             self._arm()
@@ -73,6 +75,12 @@ class Watchdog:
         self._thread = None
         self._file.close()
         self.path.unlink()
+
+    def _keep_earlier(self) -> None:
+        """Stacks of an earlier start get a number: the run that goes on would write over them."""
+        if self.path.exists() and self.path.stat().st_size:
+            names = (self.path.with_stem(f"{self.path.stem}_{number}") for number in itertools.count(1))
+            self.path.rename(next(name for name in names if not name.exists()))
 
     def _arm(self) -> None:
         assert self.seconds is not None

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from hyena_blt_savanna.testing.slurm_pair import SlurmPair, wait_for, why_no_slurm
+from hyena_blt_savanna.testing.toy_genomes import random_genome, write_fasta
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path("checkpoints", "step_00000040", "native", "model.safetensors")
@@ -109,6 +110,23 @@ def test_signal_truncated_checkpoint_and_killed_rank(pair, two_at_once, toy_conf
     assert [line["step"] for line in job.lines("training")] == list(range(1, 41))
     assert (job.run / WEIGHTS).read_bytes() == (whole.run / WEIGHTS).read_bytes()
     assert not (job.run / "lock.json").exists()
+
+
+def test_two_tasks_prepare_what_one_does(pair, tmp_path):
+    for number in range(2):
+        write_fasta(tmp_path / f"{number}.fa", {f"genome{number}": random_genome(9000, seed=number)})
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"source": "toy", "inputs": [f"{tmp_path}/*.fa"], "split": {"by": "stretch"}}))
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    for num_tasks, output in enumerate(outputs, start=1):
+        log = output.with_suffix(".log")
+        words = [f"--ntasks-per-node={num_tasks}", f"--output={log}", "slurm/prepare.sbatch"]
+        words += ["tools/prepare_genomes.py", str(config), f"output={output}"]
+        facts = pair.wait(pair.submit(*words, cwd=ROOT, changes={"PYTHON": sys.executable}))
+        assert facts["ExitCode"] == "0:0", log.read_text()
+    one, two = ({path.name: path.read_bytes() for path in output.iterdir()} for output in outputs)
+    assert one == two
+    assert "train-00000.bin" in one
 
 
 def test_of_two_jobs_on_a_folder_one_is_refused(two_at_once):

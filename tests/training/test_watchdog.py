@@ -34,6 +34,12 @@ def test_a_process_without_progress_ends_and_leaves_its_stacks(tmp_path):
     assert (done.returncode, done.stdout.split()) == (STALLED, ["beaten", "said"])
     assert "in stands_here" in path.read_text()
     assert time.monotonic() - began < 20
+    # The next start, which ends well, leaves them there.
+    (tmp_path / "stacks_1.txt").touch()
+    with Watchdog(20.0, path):
+        pass
+    assert "in stands_here" in (tmp_path / "stacks_2.txt").read_text()
+    assert not path.exists()
 
 
 def test_nothing_is_left_of_a_run_that_goes_on(tmp_path):
