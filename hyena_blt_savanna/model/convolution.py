@@ -1,4 +1,4 @@
-"""Causal depthwise convolutions.
+"""Causal depthwise convolutions: one function, and what computes it.
 
 Everywhere in this package a filter's index is its lag: y[t] = sum over k of taps[k] x[t - k], so tap 0
 weighs the current position. (`torch.nn.functional.conv1d` has the last tap there.) Tensors are [D, B, L],
@@ -6,31 +6,108 @@ channels outermost: filters apply along the contiguous dimension, the channels t
 neighbours, a projection from [B, L, M] is one matrix product without a copy, and cutting the channels over
 ranks is too.
 
-Both algorithms save their input and their taps for the backward pass and nothing else, whatever the length:
-spectra are computed again, of a few channels at a time where they are long. Both compute in fp32 at least, and give
-back the dtype of x.
+All backends but flashfftconv compute in fp32 at least; all give back the dtype of x, and gradients of x and of the
+taps. `fastest_backend` chooses among them; bench/operators.py measures whether it chooses well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hyena_blt_savanna.model.precision import no_autocast, widen
+from hyena_blt_savanna.model.cuda_convolution import (
+    causal_conv1d_convolution,
+    fits_flash,
+    flash_convolution,
+    subquadratic_direct_convolution,
+    subquadratic_fourier_convolution,
+)
+from hyena_blt_savanna.model.direct_convolution import blocked_convolution, shifted_convolution, torch_convolution
+from hyena_blt_savanna.model.fourier_convolution import fourier_convolution, overlap_add_convolution
+from hyena_blt_savanna.model.kernels import KERNELS, KernelError, probe
+from hyena_blt_savanna.model.precision import no_autocast
 
-LONGEST_SHIFTED = 16
-"""Up to so many taps, one product a tap beats Fourier space on a CPU (bench/convolution.py)."""
-LARGEST_SPECTRA = 2**22
-"""Values that are in Fourier space at a time: at 131,072 positions 16 MB of them took two thirds of the time that
-64 MB and more took, and shorter windows than some 20,000 positions at a width of 192 are not divided."""
+logger = logging.getLogger(__name__)
+
+LONGEST_SHIFTED = 7
+"""Up to so many taps, one product a tap beats products of matrices on a CPU (bench/operators.py)."""
+LONGEST_BLOCKED = 64
+"""Up to so many taps, products of matrices beat Fourier space on a CPU, where sequences are long."""
+LEAST_BLOCKED_RATIO = 32
+"""They do from so many times the filter's length on: below, summing up the gradient of the taps costs too much."""
+LEAST_CHUNKED_RATIO = 8
+"""From so many times the filter's length on, chunks of the sequence beat all of it in Fourier space on a CPU."""
+LEAST_CHUNKED = 2048
+"""They do from so many positions on: shorter sequences are hardly longer than one chunk."""
+
+BackendName = Literal[
+    "shifted",
+    "blocked",
+    "overlap_add",
+    "fourier",
+    "conv1d",
+    "subquadratic_direct",
+    "subquadratic_fourier",
+    "causal_conv1d",
+    "flashfftconv",
+]
+BackendChoice = Literal["auto"] | BackendName
+Rule = Callable[[Tensor, Tensor], BackendName]
+
+_TOLERANCE = 1e-4
+_BF16_TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What computes a convolution.
+
+    Attributes:
+        convolve: of x [D, B, L] and taps [G, K], K at most L.
+        kernel: the library that it needs, a key of KERNELS; None: torch alone.
+        fits: whether it takes such x and taps.
+        tolerance: largest difference from the plain reference, over the largest value.
+        self_test_taps: of the filter that it is tried with.
+    """
+
+    convolve: Callable[[Tensor, Tensor], Tensor]
+    kernel: str | None = None
+    fits: Callable[[Tensor, Tensor], bool] = lambda x, taps: True
+    tolerance: float = _TOLERANCE
+    self_test_taps: int = 20
+
+
+BACKENDS: dict[BackendName, Backend] = {
+    "shifted": Backend(shifted_convolution),
+    "blocked": Backend(blocked_convolution),
+    "overlap_add": Backend(overlap_add_convolution),
+    "fourier": Backend(fourier_convolution),
+    "conv1d": Backend(torch_convolution),
+    "subquadratic_direct": Backend(
+        subquadratic_direct_convolution, "subquadratic_ops", lambda x, taps: 2 <= taps.shape[1] <= 256
+    ),
+    "subquadratic_fourier": Backend(subquadratic_fourier_convolution, "subquadratic_ops", self_test_taps=128),
+    "causal_conv1d": Backend(
+        causal_conv1d_convolution, "causal_conv1d", lambda x, taps: 2 <= taps.shape[1] <= 4, self_test_taps=4
+    ),
+    "flashfftconv": Backend(flash_convolution, "flashfftconv", fits_flash, _BF16_TOLERANCE, self_test_taps=128),
+}
+
+_CUDA_KERNELS: tuple[BackendName, ...] = ("causal_conv1d", "subquadratic_direct", "subquadratic_fourier")
+"""Where several fit, the first one is taken. flashfftconv is not among them: it computes in bf16."""
+
+assert get_args(BackendName) == tuple(BACKENDS)
 
 
 def causal_convolution(x: Tensor, taps: Tensor, left: Tensor | None = None) -> Tensor:
-    """Convolves each channel with its group's filter, by the algorithm that is faster for so many taps.
+    """Convolves each channel with its group's filter, by the backend that `prefer_backend` or the rule says.
 
     Args:
         x: [D, B, L].
@@ -44,173 +121,146 @@ def causal_convolution(x: Tensor, taps: Tensor, left: Tensor | None = None) -> T
     if left is not None:
         num_left = left.shape[-1]
         x = torch.cat([left, x], dim=-1)
-    convolve = shifted_convolution if taps.shape[1] <= LONGEST_SHIFTED else fft_convolution
-    return convolve(x, taps[:, : x.shape[-1]])[..., num_left:]
+    taps = taps[:, : x.shape[-1]]
+    return BACKENDS[_rule(x, taps)].convolve(x, taps)[..., num_left:]
 
 
-def shifted_convolution(x: Tensor, taps: Tensor) -> Tensor:
-    """Sums one shifted product a tap.
+def fastest_backend(x: Tensor, taps: Tensor) -> BackendName:
+    """The backend that a convolution is computed by unless another one is asked for.
 
-    Args:
-        x: [D, B, L].
-        taps: [G, K], K at most L.
-
-    Returns:
-        [D, B, L], dtype of x.
-    """
-    y = _ShiftedConvolution.apply(x, taps.repeat_interleave(x.shape[0] // taps.shape[0], dim=0))
-    assert isinstance(y, Tensor)
-    return y
-
-
-def fft_convolution(x: Tensor, taps: Tensor) -> Tensor:
-    """Multiplies in Fourier space, padded so that nothing wraps around: for filters of any length.
+    On a CPU as docs/results/operators has measured. On a GPU the first kernel that is made for such a filter and that
+    has passed its test in this process; without any, torch as on a CPU, which is not measured there.
 
     Args:
         x: [D, B, L].
         taps: [G, K], K at most L.
-
-    Returns:
-        [D, B, L], dtype of x; a view of a longer buffer.
     """
-    y = _FourierConvolution.apply(x, taps)
-    assert isinstance(y, Tensor)
-    return y
+    num_taps, length = taps.shape[1], x.shape[-1]
+    if x.is_cuda and x.dtype != torch.float64:
+        for name in _CUDA_KERNELS:
+            if BACKENDS[name].fits(x, taps) and _why_unfit_for_auto(name) is None:
+                return name
+    if num_taps <= LONGEST_SHIFTED:
+        return "shifted"
+    if num_taps <= LONGEST_BLOCKED and length >= LEAST_BLOCKED_RATIO * num_taps:
+        return "blocked"
+    return "overlap_add" if length >= max(LEAST_CHUNKED, LEAST_CHUNKED_RATIO * num_taps) else "fourier"
 
 
-class _ShiftedConvolution(torch.autograd.Function):
-    """x [D, B, L], taps [D, K]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
-        ctx.save_for_backward(x, taps)
-        wide = widen(x)
-        weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
-        y = wide * weights[0]
-        for lag, weight in enumerate(weights[1:], start=1):
-            y[..., lag:].addcmul_(wide[..., :-lag], weight)
-        return y.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, taps = ctx.saved_tensors
-        dx = dtaps = None
-        wide = widen(dy)
-        if ctx.needs_input_grad[0]:
-            weights = taps.to(wide.dtype)[:, :, None, None].unbind(1)
-            dx = wide * weights[0]
-            for lag, weight in enumerate(weights[1:], start=1):
-                dx[..., :-lag].addcmul_(wide[..., lag:], weight)
-            dx = dx.to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            dtaps = correlate(widen(x), wide, taps.shape[1]).to(taps.dtype)
-        return dx, dtaps
+_rule: Rule = fastest_backend
 
 
-class _FourierConvolution(torch.autograd.Function):
-    """x [D, B, L], taps [G, K]."""
+def prefer_backend(choice: BackendChoice, device: torch.device | None = None) -> None:
+    """Says what computes convolutions from here on, in this process.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
-        ctx.save_for_backward(x, taps)
-        y = None
-        for channels, groups in _parts(x, taps):
-            spectrum, response, size = _spectra(x[channels], taps[groups])
-            part = torch.fft.irfft(spectrum.mul_(response), n=size).flatten(0, 1)[..., : x.shape[-1]].to(x.dtype)
-            if len(part) == len(x):
-                return part
-            y = torch.empty_like(x) if y is None else y
-            y[channels] = part
-        assert y is not None
-        return y
+    Args:
+        choice: a backend, wherever it takes the shapes, and the rule elsewhere; auto: the rule everywhere.
+        device: that it will be used on; None: a CPU.
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, taps = ctx.saved_tensors
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dtaps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
-        for channels, groups in _parts(x, taps):
-            spectrum, response, size = _spectra(x[channels], taps[groups])
-            outer = torch.fft.rfft(widen(dy[channels]), n=size).view(spectrum.shape)
-            if dtaps is not None:
-                across = spectrum.conj_physical_().mul_(outer).sum(dim=(1, 2))
-                dtaps[groups] += torch.fft.irfft(across, n=size)[:, : taps.shape[1]]
-            if dx is not None:
-                back = torch.fft.irfft(outer.mul_(response.conj_physical_()), n=size).flatten(0, 1)
-                dx[channels] = back[..., : x.shape[-1]]
-        return dx, dtaps
-
-
-def _parts(x: Tensor, taps: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Channels whose spectra are looked at together, and their filters: several whole groups, or a part of one."""
-    channels, batch, length = x.shape
-    of_group = channels // len(taps)
-    most = max(1, LARGEST_SPECTRA // (batch * (length + taps.shape[1])))
-    if most < of_group:
-        for group in range(len(taps)):
-            for first in range(group * of_group, (group + 1) * of_group, most):
-                yield slice(first, min(first + most, (group + 1) * of_group)), slice(group, group + 1)
+    Raises:
+        KernelError: it doesn't work here.
+    """
+    global _rule
+    if choice == "auto":
+        _rule = fastest_backend
         return
-    num_groups = most // of_group
-    for group in range(0, len(taps), num_groups):
-        yield slice(group * of_group, (group + num_groups) * of_group), slice(group, group + num_groups)
+    reason = why_unusable(choice, device or torch.device("cpu"))
+    if reason is not None:
+        working = [name for name in BACKENDS if BACKENDS[name].kernel is None]
+        raise KernelError(
+            f"the convolution backend {choice} can't be used: {reason}. Choose auto, which takes what there is, or one "
+            f"of {', '.join(working)}"
+        )
+    backend = BACKENDS[choice]
+    _rule = lambda x, taps: choice if backend.fits(x, taps) else fastest_backend(x, taps)  # noqa: E731
 
 
-def _spectra(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Spectra of x [G, D / G, B, F] and of the filters [G, 1, 1, F], and the transform's size."""
-    size = next_fast_length(x.shape[-1] + taps.shape[1] - 1)
-    spectrum = torch.fft.rfft(widen(x), n=size)
-    grouped = spectrum.view(taps.shape[0], -1, *spectrum.shape[1:])
-    return grouped, torch.fft.rfft(taps.to(widen(x).dtype), n=size)[:, None, None], size
-
-
-def correlate(x: Tensor, y: Tensor, num_lags: int) -> Tensor:
-    """sum over b, t of x[d, b, t] y[d, b, t + k] for each lag k: the gradient of a convolution's taps.
-
-    As matrix products of chunks: the diagonals of (chunk of x)^T (chunk of y) hold the pairs within a chunk,
-    those of (end of a chunk of x)^T (start of the next chunk of y) the pairs across a border. A dot product a
-    lag reads everything once a lag instead.
+@contextmanager
+def choosing_backends(rule: Rule) -> Iterator[None]:
+    """Another rule for as long as the context lasts.
 
     Args:
-        x: [D, B, L].
-        y: [D, B, L].
-        num_lags: K, at most L.
+        rule: gives a backend for x [D, B, L] and taps [G, K].
+    """
+    global _rule
+    before = _rule
+    _rule = rule
+    try:
+        yield
+    finally:
+        _rule = before
+
+
+def why_unusable(name: BackendName, device: torch.device) -> str | None:
+    """Why a backend can't be used on a device; None: it can, and gives what the plain reference gives there.
+
+    Args:
+        name: of the backend.
+        device: where.
+    """
+    backend = BACKENDS[name]
+    if backend.kernel is not None:
+        reason = probe(backend.kernel).reason
+        if reason is None and device.type != "cuda":
+            reason = f"it is a CUDA kernel, and the device is {device.type}"
+        if reason is not None:
+            return f"{backend.kernel}: {reason}"
+    try:
+        errors = backend_errors(name, device)
+    # Whatever a foreign kernel raises, convolutions go on without it.
+    except Exception as error:
+        return f"it failed its test: {type(error).__name__}: {error}"
+    wrong = [f"{what} by {error:.1e}" for what, error in errors.items() if not error <= backend.tolerance]
+    return f"it differs from the plain reference in {', '.join(wrong)}" if wrong else None
+
+
+def backend_errors(name: BackendName, device: torch.device) -> dict[str, float]:
+    """How far a backend is from the plain reference, over the reference's largest value.
+
+    Draws no random numbers: a run is the same whether backends are tried in it or not.
+
+    Args:
+        name: of the backend.
+        device: where.
 
     Returns:
-        [D, K].
+        Of the output, the gradient of x and that of the taps.
     """
-    reach = num_lags - 1
-    chunk = max(16, next_fast_length(max(reach, 1)))
-    fill = -x.shape[-1] % chunk
-    if fill:
-        x, y = functional.pad(x, (0, fill)), functional.pad(y, (0, fill))
-    channels = x.shape[0]
-    rows_x, rows_y = x.unflatten(-1, (-1, chunk)), y.unflatten(-1, (-1, chunk))
-    with no_autocast(x):
-        within = torch.bmm(rows_x.reshape(channels, -1, chunk).transpose(1, 2), rows_y.reshape(channels, -1, chunk))
-    sums = [within.diagonal(lag, 1, 2).sum(-1) for lag in range(num_lags)]
-    if reach and rows_x.shape[2] > 1:
-        ends = rows_x[:, :, :-1, chunk - reach :].reshape(channels, -1, reach)
-        starts = rows_y[:, :, 1:, :reach].reshape(channels, -1, reach)
-        with no_autocast(x):
-            across = torch.bmm(ends.transpose(1, 2), starts)
-        for lag in range(1, num_lags):
-            sums[lag] = sums[lag] + across.diagonal(lag - reach, 1, 2).sum(-1)
-    return torch.stack(sums, dim=1)
+    backend = BACKENDS[name]
+    channels, groups, batch, length, num_taps = 32, 16, 2, 256, backend.self_test_taps
+    with torch.enable_grad(), no_autocast(torch.empty(0, device=device)):
+        x = _waves((channels, batch, length), 1.3, device)
+        taps = _waves((groups, num_taps), 0.7, device)
+        # Partly x itself, so that no gradient is a sum that comes out as next to nothing.
+        direction = _waves((channels, batch, length), 2.1, device).detach() + x.detach()
+        found = backend.convolve(x, taps)
+        plain = shifted_convolution(x.double(), taps.double())
+        pairs = zip(
+            ("y", "dx", "dtaps"),
+            (found, *torch.autograd.grad(found, (x, taps), direction)),
+            (plain, *torch.autograd.grad(plain, (x, taps), direction.double())),
+            strict=True,
+        )
+        return {what: _difference(ours.detach(), plain.detach()) for what, ours, plain in pairs}
 
 
-def next_fast_length(length: int) -> int:
-    """The smallest integer from `length` on whose only prime factors are 2, 3 and 5."""
-    best = 1 << (length - 1).bit_length()
-    for five in _powers(5, best):
-        for three in _powers(3, best):
-            quotient = -(-length // (five * three))
-            best = min(best, five * three << (quotient - 1).bit_length())
-    return best
+def _difference(ours: Tensor, plain: Tensor) -> float:
+    return float((ours - plain).abs().max() / plain.abs().max())
 
 
-def _powers(base: int, limit: int) -> list[int]:
-    powers = [1]
-    while powers[-1] * base <= limit:
-        powers.append(powers[-1] * base)
-    return powers
+def _waves(shape: tuple[int, ...], step: float, device: torch.device) -> Tensor:
+    """Numbers between -1 and 1 without a pattern that a wrong order of taps or channels would leave as it is."""
+    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    values = torch.sin(step * count + 0.001 * count**1.5)
+    return values.view(shape).to(device, torch.float32).requires_grad_()
+
+
+@cache
+def _why_unfit_for_auto(name: BackendName) -> str | None:
+    """`why_unusable` on the CUDA device, looked at once; a library that is installed and fails is told of."""
+    reason = why_unusable(name, torch.device("cuda"))
+    kernel = BACKENDS[name].kernel
+    assert kernel in KERNELS
+    if reason is not None and probe(kernel).version is not None:
+        logger.warning("convolutions do without %s: %s", name, reason)
+    return reason

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
-from hyena_blt_savanna.model.convolution import LONGEST_SHIFTED, next_fast_length
+from hyena_blt_savanna.model.fourier_convolution import next_fast_length
 
 if TYPE_CHECKING:
     from hyena_blt_savanna.model.hyena_blt import Objective
 
+LONGEST_COUNTED_DIRECTLY = 16
+"""Up to so many taps, a convolution counts as one product a tap; beyond, as transforms of the whole sequence."""
 BACKWARD_RATIO = 2
 """A backward pass multiplies each matrix twice, once for the gradient of each factor."""
 
@@ -84,7 +86,9 @@ def linear(num_positions: int, num_inputs: int, num_outputs: int) -> float:
 
 
 def convolution(length: int, num_taps: int, channels: int, groups: int) -> dict[str, float]:
-    """A causal depthwise convolution as `causal_convolution` computes it, and the algorithm as the part's name.
+    """A causal depthwise convolution, and how it is counted as the part's name.
+
+    Whatever backend computes it: operations belong to a model, not to the machine that it happens to run on.
 
     Args:
         length: L.
@@ -93,9 +97,9 @@ def convolution(length: int, num_taps: int, channels: int, groups: int) -> dict[
         groups: G, the number of filters.
 
     Returns:
-        `short_convolutions` up to LONGEST_SHIFTED taps, `fourier_convolutions` beyond.
+        `short_convolutions` up to LONGEST_COUNTED_DIRECTLY taps, `fourier_convolutions` beyond.
     """
-    if num_taps <= LONGEST_SHIFTED:
+    if num_taps <= LONGEST_COUNTED_DIRECTLY:
         return {"short_convolutions": shifted_convolution(length, num_taps, channels)}
     return {"fourier_convolutions": fourier_convolution(length, num_taps, channels, groups)}
 

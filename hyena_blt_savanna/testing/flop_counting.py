@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyena_blt_savanna.model.flops import real_transform
+from hyena_blt_savanna.model.convolution import BackendName, choosing_backends
+from hyena_blt_savanna.model.flops import LONGEST_COUNTED_DIRECTLY, real_transform
 
 _ATEN = torch.ops.aten
 
@@ -74,9 +75,18 @@ def count_by_module(run: Callable[[], Any], all_pairs: bool = False) -> dict[tup
         matrices), shifted or fourier.
     """
     # torch has no count for the fused attention of a CPU.
-    with sdpa_kernel(SDPBackend.MATH), _Counter() as counter, nullcontext() if all_pairs else _MaskedPairs(counter):
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        choosing_backends(_as_counted),
+        _Counter() as counter,
+        nullcontext() if all_pairs else _MaskedPairs(counter),
+    ):
         run()
     return dict(counter.found)
+
+
+def _as_counted(x: Tensor, taps: Tensor) -> BackendName:
+    return "shifted" if taps.shape[1] <= LONGEST_COUNTED_DIRECTLY else "fourier"
 
 
 def _part(module: str, kind: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from hyena_blt_savanna.model.convolution import prefer_backend
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
 from hyena_blt_savanna.parallel.context import ContextParallel
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
@@ -116,6 +117,7 @@ def pretrain(config: RunConfig, ranks: Ranks, signals: StopSignals | None = None
         CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
             written.
         DivergedError: the gradients are no longer finite.
+        KernelError: the convolution backend that is asked for doesn't work here.
         StoppedError: a rank was asked to stop, and the run has saved.
     """
     signals = signals or StopSignals()
@@ -233,8 +235,10 @@ def build_engine(
     Raises:
         PretrainedError: there is no checkpoint, or it is broken.
         CheckpointError: it is of another model.
+        KernelError: the convolution backend that is asked for doesn't work here.
         ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
+    prefer_backend(config.training.convolution, ranks.device)
     torch.manual_seed(config.seed)
     model = build_model(config.model_to_build(stage), context)
     if start_from is not None:

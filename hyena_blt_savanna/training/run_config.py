@@ -11,6 +11,7 @@ from torch import nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.convolution import BackendChoice
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -85,6 +86,8 @@ class TrainingConfig(Config):
     """Largest norm of all gradients; null does not clip."""
     precision: Precision | Literal["auto"] = "fp32"
     """bf16: matrix products in bfloat16, weights and optimizer in fp32. auto: bf16 where the hardware has it."""
+    convolution: BackendChoice = "auto"
+    """What computes causal convolutions wherever it takes their shapes (model/convolution.py); auto: the fastest."""
     activation_checkpointing: bool = False
     """Keep only each block's input for the backward pass, and compute the rest again."""
     loss_chunk_bases: PositiveInt | None = 16_384

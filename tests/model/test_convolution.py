@@ -1,24 +1,30 @@
-"""Fast convolutions against the definition, values and gradients (law 3)."""
+"""Convolution backends against the definition, values and gradients (law 3), and what chooses among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from hyena_blt_savanna.model import convolution
+from hyena_blt_savanna.model import convolution, kernels
 from hyena_blt_savanna.model.convolution import (
-    LONGEST_SHIFTED,
+    BACKENDS,
+    BackendName,
+    backend_errors,
     causal_convolution,
-    correlate,
-    fft_convolution,
-    next_fast_length,
-    shifted_convolution,
+    choosing_backends,
+    fastest_backend,
+    prefer_backend,
+    why_unusable,
 )
+from hyena_blt_savanna.model.kernels import KernelError, Probe
+from hyena_blt_savanna.testing.plain_convolution import by_definition
 
-# D, G, B, L, K: one filter a channel and shared ones, lengths of every parity, filters as long as the sequence.
+# D, G, B, L, K: one filter a channel and shared ones, lengths of every parity, filters as long as the sequence, and
+# filters that reach over one, two and three chunks.
 SHAPES = [
     (6, 3, 2, 50, 3),
     (4, 4, 1, 33, 7),
@@ -29,28 +35,27 @@ SHAPES = [
     (6, 2, 2, 64, 1),
     (6, 6, 3, 16, 7),
     (2, 1, 2, 48, 40),
+    (4, 2, 2, 70, 18),
+    (2, 1, 1, 110, 34),
 ]
+ON_CPU: list[BackendName] = [name for name, backend in BACKENDS.items() if backend.kernel is None]
+ON_CUDA: list[BackendName] = [name for name, backend in BACKENDS.items() if backend.kernel is not None]
 
 
-def by_definition(x: Tensor, taps: Tensor) -> Tensor:
-    rows = []
-    for channel in range(x.shape[0]):
-        filter_of_channel = taps[channel * taps.shape[0] // x.shape[0]]
-        columns = []
-        for t in range(x.shape[2]):
-            lags = range(min(taps.shape[1], t + 1))
-            columns.append(sum((filter_of_channel[k] * x[channel, :, t - k] for k in lags), x.new_zeros(x.shape[1])))
-        rows.append(torch.stack(columns, -1))
-    return torch.stack(rows)
+@pytest.fixture(autouse=True)
+def _rule_is_left_alone() -> Iterator[None]:
+    yield
+    prefer_backend("auto")
 
 
-@pytest.mark.parametrize("convolve", [shifted_convolution, fft_convolution, causal_convolution])
+@pytest.mark.parametrize("name", [*ON_CPU, "auto"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_definition(convolve: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]) -> None:
+def test_equals_the_definition(name: BackendName, shape: tuple[int, ...]) -> None:
     channels, groups, batch, length, num_taps = shape
     x = torch.randn(channels, batch, length, dtype=torch.double, requires_grad=True)
     taps = torch.randn(groups, num_taps, dtype=torch.double, requires_grad=True)
     weight = torch.randn(channels, batch, length, dtype=torch.double)
+    convolve = BACKENDS[name].convolve if name in BACKENDS else causal_convolution
     ours, theirs = convolve(x, taps), by_definition(x, taps)
     torch.testing.assert_close(ours, theirs)
     for fast, plain in zip(
@@ -59,85 +64,168 @@ def test_equals_the_definition(convolve: Callable[[Tensor, Tensor], Tensor], sha
         torch.testing.assert_close(fast, plain)
 
 
-@pytest.mark.parametrize("num_taps", [7, 40])
-def test_both_algorithms_agree_in_fp32(num_taps: int) -> None:
-    x, taps = torch.randn(8, 3, 257), torch.randn(2, num_taps)
-    torch.testing.assert_close(shifted_convolution(x, taps), fft_convolution(x, taps), rtol=1e-4, atol=1e-4)
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BACKENDS)
+def test_equals_the_plain_reference_on_a_gpu(name: BackendName) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    kernel = BACKENDS[name].kernel
+    if kernel is not None and kernels.probe(kernel).reason is not None:
+        pytest.skip(f"{kernel}: {kernels.probe(kernel).reason}")
+    assert why_unusable(name, torch.device("cuda")) is None
 
 
-@pytest.mark.parametrize("num_taps", [3, LONGEST_SHIFTED + 5])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_self_test_finds_little_on_a_cpu(name: BackendName) -> None:
+    errors = backend_errors(name, torch.device("cpu"))
+    assert set(errors) == {"y", "dx", "dtaps"}
+    assert 0 < max(errors.values()) < 2e-6
+    assert why_unusable(name, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("num_taps", [3, 20, 70])
 def test_filter_longer_than_the_sequence(num_taps: int) -> None:
     x, taps = torch.randn(2, 1, 2, dtype=torch.double), torch.randn(2, num_taps, dtype=torch.double)
     torch.testing.assert_close(causal_convolution(x, taps), by_definition(x, taps))
 
 
-@pytest.mark.parametrize("num_taps", [3, LONGEST_SHIFTED + 5])
+@pytest.mark.parametrize("num_taps", [3, 12, 100])
 def test_slice_with_its_left_neighbour_equals_the_whole(num_taps: int) -> None:
-    x, taps = torch.randn(4, 2, 90, dtype=torch.double), torch.randn(2, num_taps, dtype=torch.double)
-    cut = 41
+    x, taps = torch.randn(4, 2, 1000, dtype=torch.double), torch.randn(2, num_taps, dtype=torch.double)
+    cut = 441
     right = causal_convolution(x[..., cut:], taps, left=x[..., cut - num_taps + 1 : cut])
     torch.testing.assert_close(right, causal_convolution(x, taps)[..., cut:])
 
 
-@pytest.mark.parametrize("num_taps", [5, LONGEST_SHIFTED + 5])
-def test_bf16_is_computed_in_fp32(num_taps: int) -> None:
+@pytest.mark.parametrize("name", ON_CPU)
+def test_bf16_is_computed_in_fp32(name: BackendName) -> None:
     x = torch.randn(4, 2, 60).bfloat16().requires_grad_()
-    taps = torch.randn(4, num_taps, requires_grad=True)
-    y = causal_convolution(x, taps)
+    taps = torch.randn(4, 9, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = BACKENDS[name].convolve(x, taps)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, causal_convolution(x.float(), taps).bfloat16())
+    torch.testing.assert_close(y, BACKENDS[name].convolve(x.float(), taps).bfloat16())
     y.float().sum().backward()
     assert x.grad is not None
     assert taps.grad is not None
     assert (x.grad.dtype, taps.grad.dtype) == (torch.bfloat16, torch.float32)
 
 
-# A few groups at a time, the last time fewer; a group at a time; a part of a group at a time; all at once.
-@pytest.mark.parametrize("most_channels", [7, 5, 3, 2, 1, 12])
-@pytest.mark.parametrize("groups", [4, 12, 1])
-def test_a_few_channels_at_a_time_equal_all(monkeypatch: pytest.MonkeyPatch, most_channels: int, groups: int) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(12, 2, 20, dtype=torch.double, requires_grad=True)
-    taps = torch.randn(groups, 9, dtype=torch.double, requires_grad=True)
-    whole = fft_convolution(x, taps)
-    monkeypatch.setattr(convolution, "LARGEST_SPECTRA", most_channels * 2 * 29)
-    transforms: list[int] = []
-    rfft = torch.fft.rfft
-    monkeypatch.setattr(torch.fft, "rfft", lambda part, n: transforms.append(len(part)) or rfft(part, n=n))
-    found = fft_convolution(x, taps)
-    torch.testing.assert_close(found, whole)
-    direction = torch.randn_like(whole)
-    gradients = torch.autograd.grad(found, (x, taps), direction)
-    assert max(transforms) <= most_channels
-    torch.testing.assert_close(gradients, torch.autograd.grad(whole, (x, taps), direction))
-
-
-def test_only_the_gradients_asked_for() -> None:
+@pytest.mark.parametrize("name", ON_CPU)
+def test_only_the_gradients_asked_for(name: BackendName) -> None:
     x, taps = torch.randn(2, 1, 30), torch.randn(2, 3, requires_grad=True)
-    for convolve in (shifted_convolution, fft_convolution):
-        (gradient,) = torch.autograd.grad(convolve(x, taps).sum(), taps)
-        torch.testing.assert_close(gradient[:, 0], x.sum((1, 2)))
+    (gradient,) = torch.autograd.grad(BACKENDS[name].convolve(x, taps).sum(), taps)
+    torch.testing.assert_close(gradient[:, 0], x.sum((1, 2)))
 
 
-@pytest.mark.parametrize("length", [1, 16, 31, 100])
-@pytest.mark.parametrize("num_lags", [1, 7, 16, 30])
-def test_correlate_equals_one_dot_product_a_lag(length: int, num_lags: int) -> None:
-    num_lags = min(num_lags, length)
-    x, y = torch.randn(2, 3, 2, length, dtype=torch.double)
-    expected = [(x[..., : length - lag] * y[..., lag:]).sum((1, 2)) for lag in range(num_lags)]
-    torch.testing.assert_close(correlate(x, y, num_lags), torch.stack(expected, 1))
+def sizes(length: int, num_taps: int) -> tuple[Tensor, Tensor]:
+    return torch.empty(1, 1, length, device="meta"), torch.empty(1, num_taps, device="meta")
 
 
-def test_next_fast_length() -> None:
-    def is_smooth(number: int) -> bool:
-        for prime in (2, 3, 5):
-            while number % prime == 0:
-                number //= prime
-        return number == 1
+def test_the_rule_on_a_cpu() -> None:
+    expected: dict[tuple[int, int], BackendName] = {
+        (512, 3): "shifted",
+        (8192, 7): "shifted",
+        (512, 16): "blocked",
+        (8192, 32): "blocked",
+        (1 << 20, 64): "blocked",
+        (512, 32): "fourier",
+        (1024, 128): "fourier",
+        (8192, 128): "overlap_add",
+        (1 << 20, 4096): "overlap_add",
+        (8192, 8192): "fourier",
+    }
+    assert {pair: fastest_backend(*sizes(*pair)) for pair in expected} == expected
 
-    for length in [*range(1, 2000), 65_537, 262_143]:
-        found = next_fast_length(length)
-        expected = length
-        while not is_smooth(expected):
-            expected += 1
-        assert found == expected
+
+def test_a_preferred_backend_is_used_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def spy(name: BackendName, fits: int) -> convolution.Backend:
+        def convolve(x: Tensor, taps: Tensor) -> Tensor:
+            used.append(name)
+            return BACKENDS["conv1d"].convolve(x, taps)
+
+        return convolution.Backend(convolve, fits=lambda x, taps: taps.shape[1] <= fits)
+
+    changed = {**BACKENDS, "fourier": spy("fourier", 5), "shifted": spy("shifted", 99)}
+    monkeypatch.setattr(convolution, "BACKENDS", changed)
+    x = torch.randn(2, 1, 30)
+    prefer_backend("fourier")
+    used.clear()
+    causal_convolution(x, torch.randn(2, 5))
+    with choosing_backends(lambda x, taps: "shifted"):
+        causal_convolution(x, torch.randn(2, 5))
+    causal_convolution(x, torch.randn(2, 5))
+    assert used == ["fourier", "shifted", "fourier"]
+    causal_convolution(x, torch.randn(2, 6))
+    prefer_backend("auto")
+    causal_convolution(x, torch.randn(2, 5))
+    assert used == ["fourier", "shifted", "fourier", "shifted", "shifted"]
+
+
+def test_a_preferred_backend_that_is_missing_is_refused() -> None:
+    with pytest.raises(KernelError, match=r"flashfftconv can't be used: flashfftconv: not installed.*Choose auto"):
+        prefer_backend("flashfftconv")
+
+
+def test_a_kernel_without_its_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "probe", lambda name: Probe(name, "1.0", None))
+    assert "the device is cpu" in str(why_unusable("causal_conv1d", torch.device("cpu")))
+
+
+def flipped(x: Tensor, taps: Tensor) -> Tensor:
+    return BACKENDS["fourier"].convolve(x, taps.flip(1))
+
+
+def zeros(x: Tensor, taps: Tensor) -> Tensor:
+    return BACKENDS["fourier"].convolve(x, taps).detach() + 0 * (x.sum() + taps.sum())
+
+
+def raises(x: Tensor, taps: Tensor) -> Tensor:
+    raise RuntimeError("CUDA error: no kernel image")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (flipped, "differs from the plain reference in y by"),
+        (zeros, "differs from the plain reference in dx by 1.0e[+]00, dtaps"),
+        (raises, "failed its test: RuntimeError: CUDA error: no kernel image"),
+    ],
+)
+def test_a_wrong_backend_is_found_out(monkeypatch: pytest.MonkeyPatch, broken: object, reason: str) -> None:
+    monkeypatch.setitem(BACKENDS, "conv1d", convolution.Backend(broken))  # type: ignore[arg-type]
+    with pytest.raises(KernelError, match=reason):
+        prefer_backend("conv1d")
+
+
+class OnCuda:
+    """Says that it lies on a GPU."""
+
+    is_cuda = True
+    dtype = torch.float32
+
+    def __init__(self, length: int) -> None:
+        self.shape = torch.Size((1, 1, length))
+
+
+def test_the_rule_on_a_gpu_takes_kernels_that_pass_their_test(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    convolution._why_unfit_for_auto.cache_clear()
+    monkeypatch.setattr(convolution, "probe", lambda name: Probe(name, "1.0", None))
+    asked: list[str] = []
+
+    def test_on(name: BackendName, device: torch.device) -> str | None:
+        asked.append(name)
+        return "it differs" if name == "subquadratic_fourier" else None
+
+    monkeypatch.setattr(convolution, "why_unusable", test_on)
+    with caplog.at_level(logging.WARNING):
+        found = [fastest_backend(OnCuda(8192), torch.empty(1, taps)) for taps in (1, 3, 7, 7, 128, 4096)]  # type: ignore[arg-type]
+    convolution._why_unfit_for_auto.cache_clear()
+    direct = "subquadratic_direct"
+    assert found == ["shifted", "causal_conv1d", direct, direct, direct, "fourier"]
+    assert sorted(asked) == sorted(set(asked)) == ["causal_conv1d", direct, "subquadratic_fourier"]
+    assert caplog.messages == ["convolutions do without subquadratic_fourier: it differs"]

@@ -133,13 +133,14 @@ def test_runs_that_are_refused_or_finished(toy_config, toy_data, tmp_path):
             "training.stages=[{steps: 2, window_bases: 128, batch_windows: 1}]",
         ],
         "3,000,000": [*base, "training.stages=[{steps: 2, window_bases: 3000000, batch_windows: 4}]"],
+        "the convolution backend flashfftconv can't be used": [*base, "training.convolution=flashfftconv"],
         "other.manifest.json": [*base, "data.annotation=other"],
         f"{used} is in use by job": [*base[:1], f"run={used}", *short],
         "nowhere": [*base, "data.folder=nowhere"],
         "no validation part (validation.manifest.json": [*base, f"data.folder={only_train}"],
         f"File exists: '{toy_config}'": [*base, f"run={toy_config}"],
     }
-    finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto"]
+    finished = [*base, "deepspeed.csv_monitor.enabled=true", "training.precision=auto", "training.convolution=fourier"]
     other_model = [*base, "model.local_width=32"]
     diverged = [*base[:1], f"run={tmp_path / 'diverged'}", *short, "training.optimizer.lr=1e30"]
     with RunLock(used):
