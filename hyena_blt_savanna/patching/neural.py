@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -75,13 +76,16 @@ class NeuralModel:
     Args:
         config: its settings.
         weights: state dictionary of the network, of any floating-point dtype.
+        device: where the network computes by torch's own operators; None: on the CPU, by kernels written for it. The
+            entropies are the same but for rounding.
 
     Raises:
         NeuralError: the weights are not those of this network.
     """
 
-    def __init__(self, config: NeuralConfig, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: NeuralConfig, weights: dict[str, Tensor], device: torch.device | None = None) -> None:
         self.config = config
+        self.device = device
         self._weights = {name: weight.detach().float().contiguous() for name, weight in weights.items()}
         self._stream = Stream()
         # Drawing the weights that are about to be replaced must not move the caller's generator.
@@ -98,11 +102,18 @@ class NeuralModel:
         self._network.load_state_dict(self._weights)
         self._network.eval().requires_grad_(False)
         head = self._network.head.weight.detach()
-        self._head = head[self._network.class_of_byte[list(BASES)]].float()
+        self._head = head[self._network.class_of_byte[list(BASES)]].float().to(device)
+        if device is not None:
+            self._network.to(device)
+            return
         # Filters are taken before the weights are cast: they stay fp32.
         fuse(self._network, self._stream)
         if config.precision == "bf16":
             self._network.bfloat16()
+
+    def on(self, device: torch.device) -> NeuralModel:
+        """The same model on a device."""
+        return NeuralModel(self.config, self._weights, device)
 
     @property
     def context_bases(self) -> int:
@@ -202,13 +213,14 @@ class NeuralModel:
                 else is read, each behind its end-of-document byte.
 
         Returns:
-            fp32 [4, B, L]: log-probabilities of A, C, G, T as the base after each base.
+            fp32 [4, B, L] on the model's device: log-probabilities of A, C, G, T as the base after each base.
         """
-        if state is None:
+        bases = bases.to(self._head.device)
+        reading = nullcontext() if state is None else self._stream.reading(state)
+        # The fused network has its weights in bfloat16 itself.
+        is_cast = self.device is not None and self.config.precision == "bf16"
+        with reading, torch.autocast(self._head.device.type, torch.bfloat16, enabled=is_cast):
             states = self._network.states(bases)
-        else:
-            with self._stream.reading(state):
-                states = self._network.states(bases)
         # Bases innermost: what follows is four long rows and not many short ones.
         logits = self._head @ states.flatten(0, 1).float().t()
         return logits.log_softmax(0).unflatten(1, bases.shape)
@@ -242,7 +254,7 @@ class _Reader:
         with torch.inference_mode():
             before = reduce(self.log_probabilities_next).flatten(1)
             if not len(bases):
-                return before[:, :0].numpy()
+                return before[:, :0].cpu().numpy()
             known = torch.empty(len(before), len(bases) + 1)
             known[:, :1] = before
             read = torch.from_numpy(UPPER[bases].astype(np.int64))
@@ -313,7 +325,7 @@ class NeuralStepper:
         """Entropy of the base after those read so far."""
         if self._mark & PLACE != IN_SEQUENCE:
             return 0.0
-        return float(_grid(entropy_of(self._reader.log_probabilities_next).numpy())[0, 0, 0])
+        return float(_grid(entropy_of(self._reader.log_probabilities_next).cpu().numpy())[0, 0, 0])
 
     def push(self, base: int) -> None:
         """Reads one base, given as its byte."""

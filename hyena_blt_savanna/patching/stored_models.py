@@ -6,6 +6,7 @@ cut a training stream by a model that has seen it: each stretch of the stream ne
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,14 @@ from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.patching.entropy_models import (
     EntropyModel,
     EntropyModelError,
+    kind_of,
     learned_digests,
     load_entropy_model,
     read_about,
     read_digest,
 )
+
+_NUMBERS_ON_NODE = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
 class StoredModelConfig(Config):
@@ -53,7 +57,7 @@ class StoredModelConfig(Config):
         Raises:
             EntropyModelError: a file is missing or broken, or a fold would be judged by a model that has seen it.
         """
-        model = load_entropy_model(self.path)
+        model = _on_gpu(load_entropy_model(self.path))
         if not self.fold_paths:
             if data_sha256 in learned_digests(read_about(self.path)):
                 raise EntropyModelError(
@@ -73,7 +77,23 @@ class StoredModelConfig(Config):
                     f"(it says: {read_about(path).get('trained_on')}): train it with data.left_out.fold={fold} "
                     f"data.left_out.folds={num_folds} on this dataset"
                 )
-        return model, [load_entropy_model(path) for path in self.fold_paths]
+        return model, [_on_gpu(load_entropy_model(path)) for path in self.fold_paths]
+
+
+def _on_gpu(model: EntropyModel) -> EntropyModel:
+    """A neural model on the GPU, where there is one: of several, that of this process's number on its node."""
+    if kind_of(model) != "neural":
+        return model
+    # Imported here: only who reads a neural model waits for torch.
+    import torch
+
+    from hyena_blt_savanna.patching.neural import NeuralModel
+
+    assert isinstance(model, NeuralModel)
+    if not torch.cuda.is_available():
+        return model
+    number = next((int(os.environ[name]) for name in _NUMBERS_ON_NODE if name in os.environ), 0)
+    return model.on(torch.device("cuda", number % torch.cuda.device_count()))
 
 
 def _trained_on(path: Path) -> tuple[Any, Any]:

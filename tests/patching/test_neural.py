@@ -28,6 +28,9 @@ from hyena_blt_savanna.patching.marks import IN_SEQUENCE, IN_TAG, PLACE, START, 
 from hyena_blt_savanna.patching.neural import NeuralConfig, NeuralError, NeuralModel
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import BudgetRule
+from hyena_blt_savanna.patching.stored_models import StoredModelConfig
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 NETWORK: dict[str, Any] = {
     "stack": {
@@ -203,6 +206,38 @@ def test_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.bits_per_base(bases) == pytest.approx(-np.mean(nats) / np.log(2), abs=1e-5)
     with pytest.raises(NeuralError, match="no base A, C, G, T among 3 bytes"):
         model.bits_per_base(np.frombuffer(b"NN@", dtype=np.uint8))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_device_gives_what_the_kernels_of_the_cpu_give(device: str, precision: str) -> None:
+    model = build(precision=precision)
+    there = model.on(torch.device(device))
+    assert there.digest == model.digest
+    bases = stream()
+    nats, wanted = there.entropies(bases), model.entropies(bases)
+    if precision == "fp32":
+        np.testing.assert_allclose(nats, wanted, atol=2 * ENTROPY_STEP_NATS)
+    assert np.abs(nats - wanted).mean() < 0.02
+    stepper = there.stepper()
+    for base in bases[:40]:
+        stepper.push(int(base))
+    assert stepper.next_entropy_nats == pytest.approx(nats[40], abs=0.02)
+    assert there.log_probabilities(bases[:0]).shape == (0,)
+
+
+def test_annotation_takes_the_gpu_of_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_entropy_model(build(), tmp_path / "model.safetensors")
+    config = StoredModelConfig(path=tmp_path / "model.safetensors")
+    taken: list[torch.device] = []
+    monkeypatch.setattr(NeuralModel, "on", lambda self, device: taken.append(device) or self)
+    config.read("other", 1)
+    assert len(taken) == (1 if torch.cuda.is_available() else 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("SLURM_LOCALID", "6")
+    config.read("other", 1)
+    assert taken[-1] == torch.device("cuda", 2)
 
 
 def test_bf16_is_near() -> None:
