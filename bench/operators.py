@@ -197,7 +197,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         "",
         f"`source launch/env.sh; python bench/operators.py`; {machine['device']}, {machine['num_threads']} thread(s), "
         f"torch {machine['torch']}, {machine['dtype']}. A copy moves "
-        f"{found['floors']['bytes_per_second'] / 1e9:.1f} GB/s, a matrix product does {found['floors']['flops'] / 1e9:.0f} GFLOP/s.",
+        f"{found['floors']['bytes_per_second'] / 1e9:.1f} GB/s, a matrix product does "
+        f"{found['floors']['flops'] / 1e9:.0f} GFLOP/s.",
         "",
         f"The default takes at most {default_over_best(worst):.2f} times as long as the best backend at any size here "
         f"({worst['taps']} taps, {worst['length']:,} positions, {worst['width']} channels); the goal is {GOAL_RATIO}.",
