@@ -64,9 +64,9 @@ class Block(nn.Module):
         super().__init__()
         self.name = name
         self.activation_checkpointing = config.activation_checkpointing
-        self.mixer_norm = config.norm.build(config.width)
+        self.mixer_norm = config.norm.build(config.width, before_product=True)
         self.mixer = build_mixer(name, config, context)
-        self.mlp_norm = config.norm.build(config.width)
+        self.mlp_norm = config.norm.build(config.width, before_product=True)
         hidden_width = config.mlp.hidden_width(config.width)
         self.mlp = GatedMLP(config.width, hidden_width, activation, len(config.blocks))
 

@@ -175,6 +175,11 @@ def prefer_backend(choice: BackendChoice, device: torch.device | None = None) ->
     _rule = lambda x, taps: choice if backend.fits(x, taps) else fastest_backend(x, taps)  # noqa: E731
 
 
+def follows_the_rule() -> bool:
+    """Whether no backend was asked for: an operator may compute its convolution in a way of its own."""
+    return _rule is fastest_backend
+
+
 @contextmanager
 def choosing_backends(rule: Rule) -> Iterator[None]:
     """Another rule for as long as the context lasts.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyena_blt_savanna.model.fourier_convolution import next_fast_length
+from hyena_blt_savanna.model.fused import kernels_for
 from hyena_blt_savanna.model.precision import no_autocast, widen
 
 LARGEST_PART = 2**22
@@ -75,6 +76,9 @@ class _ShiftedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps)
+        kernels = kernels_for(x, taps)
+        if kernels is not None:
+            return kernels.convolve(x, widen(taps))
         wide = widen(x)
         weights = _weights(x, taps, wide.dtype)
         y = wide * weights[0]
@@ -85,6 +89,10 @@ class _ShiftedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
+        kernels = kernels_for(x, taps, dy)
+        if kernels is not None:
+            of_x, of_taps = kernels.convolve_backward(x, widen(taps), dy)
+            return of_x, of_taps.to(taps.dtype)
         dx = None
         wide = widen(dy)
         if ctx.needs_input_grad[0]:

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model import flops
-from hyena_blt_savanna.model.convolution import causal_convolution
+from hyena_blt_savanna.model.convolution import causal_convolution, follows_the_rule
+from hyena_blt_savanna.model.fused import kernels_for
 from hyena_blt_savanna.model.implicit_filter import ImplicitFilter
+from hyena_blt_savanna.model.modal_convolution import modal_convolution
 from hyena_blt_savanna.model.precision import no_autocast, widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
@@ -34,6 +36,9 @@ OPERATOR_KINDS: dict[str, OperatorKind] = {
     "hyena_implicit": "implicit",
 }
 """What the configuration calls each operator."""
+SHORTEST_MODAL = 4096
+"""From so many positions on, hyena_li goes chunk by chunk on a CPU: at 16,384 in a third of the time of Fourier space,
+at 512 in twice."""
 
 
 class HyenaConfig(Config):
@@ -156,6 +161,14 @@ class HyenaOperator(nn.Module, ABC):
     def filters(self, length: int) -> Tensor:
         """The filters that a sequence of `length` positions meets: [G, K], fp32, index = lag, K at most `length`."""
 
+    def convolve(self, p: Tensor) -> Tensor:
+        """The filters' output over whole sequences, of the channels that this rank has of them.
+
+        Args:
+            p: [D / C, B, L].
+        """
+        return causal_convolution(p, self.context.own_channels(self.filters(p.shape[-1]), channel_dim=0))
+
     @abstractmethod
     def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
         """Mixes along the sequence.
@@ -212,7 +225,7 @@ class HyenaMR(HyenaOperator):
     def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
         p = x2 * v
         q = convolve_slice(p, widen(self.taps) * self.decay, self.context)
-        return x1 * add_skip(q, self.skip, p)
+        return gate(x1, q, self.skip, p)
 
 
 class HyenaLI(HyenaOperator):
@@ -232,11 +245,19 @@ class HyenaLI(HyenaOperator):
         self.skip = nn.Parameter(torch.full((width,), config.skip_init))
 
     def filters(self, length: int) -> Tensor:
-        rates = (widen(self.log_rate) + widen(self.log_step)).exp()
-        return modal_filter(rates, widen(self.residues), length)
+        return modal_filter(self._rates(), widen(self.residues), length)
 
     def forward(self, x1: Tensor, x2: Tensor, v: Tensor) -> Tensor:
         return gated_long_convolution(self, self.skip, x1, x2, v)
+
+    def convolve(self, p: Tensor) -> Tensor:
+        if p.device.type != "cpu" or p.shape[-1] < SHORTEST_MODAL or not follows_the_rule():
+            return super().convolve(p)
+        rates, residues = (self.context.own_channels(each, channel_dim=0) for each in (self._rates(), self.residues))
+        return modal_convolution(p, rates, widen(residues))
+
+    def _rates(self) -> Tensor:
+        return (widen(self.log_rate) + widen(self.log_step)).exp()
 
 
 class HyenaImplicit(HyenaOperator):
@@ -268,8 +289,8 @@ def gated_long_convolution(operator: HyenaOperator, skip: Tensor, x1: Tensor, x2
     context = operator.context
     p = x2 * v
     whole = context.gather_sequence(p, channel_dim=0, sequence_dim=2)
-    q = causal_convolution(whole, context.own_channels(operator.filters(whole.shape[-1]), channel_dim=0))
-    return x1 * add_skip(context.scatter_sequence(q, channel_dim=0, sequence_dim=2), skip, p)
+    q = context.scatter_sequence(operator.convolve(whole), channel_dim=0, sequence_dim=2)
+    return gate(x1, q, skip, p)
 
 
 def convolve_slice(p: Tensor, taps: Tensor, context: ContextParallel) -> Tensor:
@@ -283,9 +304,33 @@ def convolve_slice(p: Tensor, taps: Tensor, context: ContextParallel) -> Tensor:
     return causal_convolution(p, taps, halo)
 
 
-def add_skip(q: Tensor, skip: Tensor, p: Tensor) -> Tensor:
-    """q + skip * p for q, p [D, B, L] and skip [D]; one pass, and q need not be kept for the backward pass."""
-    return torch.addcmul(q, skip.to(p.dtype)[:, None, None], p)
+def gate(x1: Tensor, q: Tensor, skip: Tensor, p: Tensor) -> Tensor:
+    """x1 (q + skip p) of x1, q and p [D, B, L] and skip [D]."""
+    if kernels_for(x1, q, p, skip) is None or not x1.dtype == q.dtype == p.dtype:
+        # One pass, and q need not be kept for the backward pass.
+        return x1 * torch.addcmul(q, skip.to(p.dtype)[:, None, None], p)
+    y = _Gate.apply(x1, q, skip, p)
+    assert isinstance(y, Tensor)
+    return y
+
+
+class _Gate(torch.autograd.Function):
+    """By kernels, in fp32 whatever is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x1: Tensor, q: Tensor, skip: Tensor, p: Tensor) -> Tensor:
+        kernels = kernels_for(x1)
+        assert kernels is not None
+        ctx.save_for_backward(x1, q, skip, p)
+        return kernels.gate(x1, q, widen(skip), p)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x1, q, skip, p = ctx.saved_tensors
+        kernels = kernels_for(x1)
+        assert kernels is not None
+        dx1, dq, dskip, dp = kernels.gate_backward(x1, q, widen(skip), p, dy)
+        return dx1, dq, dskip.to(skip.dtype), dp
 
 
 def decay_grid(groups: int, config: HyenaConfig) -> Tensor:

@@ -12,6 +12,12 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a tensor is multiplied in: its own dtype, or autocast's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def no_autocast(x: Tensor) -> torch.autocast:
     """A context on the tensor's device in which matrix products keep the dtype they are given."""
     return torch.autocast(x.device.type, enabled=False)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from hyena_blt_savanna.model import cpu_kernels
 from hyena_blt_savanna.model.hyena_blt import Objective
 from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.training.loss import scored_weight
@@ -176,6 +177,8 @@ class TrainingEngine:
         self.tied_names = {name: name_of[id(each)] for name, each in every_name if name != name_of[id(each)]}
         self.optimizer_names = [name_of[id(each)] for group in built.param_groups for each in group["params"]]
         self.clock = WorkClock(ranks.device)
+        if ranks.device.type == "cpu":
+            cpu_kernels.use()
         # The engine copies a buffer of the model to the device with the rest.
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
