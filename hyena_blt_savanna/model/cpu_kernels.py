@@ -89,16 +89,17 @@ class CPUKernels:
         """See `fused.Kernels`."""
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         rows = _rows(x)
-        parts: list[NDArray[np.float64]] = []
+        parts: dict[int, NDArray[np.float64]] = {}
 
         def run(*given: Any) -> None:
-            # Each thread has sums of its own.
-            parts.append(np.zeros(x.shape[-1]))
-            _normalise_backward(*given[:-2], parts[-1], *given[-2:])
+            # Each thread has sums of its own, which are added in the order of their rows: a run is the same each time.
+            *others, start, stop = given
+            parts[start] = np.zeros(x.shape[-1])
+            _normalise_backward(*others, parts[start], start, stop)
 
         given = rows, _array(scale), root.contiguous().view(-1).numpy(), epsilon, inside, _rows(dy), _rows(dx)
         _in_threads(run, len(rows), x.numel(), *given)
-        return dx, torch.from_numpy(np.sum(parts, 0)).to(scale.dtype)
+        return dx, torch.from_numpy(np.sum([parts[start] for start in sorted(parts)], 0)).to(scale.dtype)
 
 
 def _array(x: Tensor) -> Any:
