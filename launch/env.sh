@@ -10,6 +10,12 @@ export PYTHON
 export PATH="$(dirname "$PYTHON"):$PATH"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
+# What shares a node's cores are the tasks that sbatch was asked for, or else the ranks.
+NUM_RANKS="${SLURM_NTASKS_PER_NODE:-${NUM_RANKS:-}}"
+# How srun starts programs of MPI: one task needs none.
+if [ "${SLURM_NTASKS:-}" = 1 ]; then MPI_TYPE=none; fi
+export MPI_TYPE="${MPI_TYPE:-pmix}"
+
 num_gpus=0
 if command -v nvidia-smi >/dev/null; then num_gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"; fi
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 class Kernels(Protocol):
@@ -59,8 +60,12 @@ def put_in(device_type: str, kernels: Kernels) -> None:
 def kernels_for(*tensors: Tensor) -> Kernels | None:
     """The kernels that these tensors can be given to; None: there are none."""
     found = _kernels.get(tensors[0].device.type)
-    fit = found is not None and all(tensor.dtype in _DTYPES and tensor.numel() for tensor in tensors)
-    return found if fit else None
+    return found if found is not None and all(map(_has_numbers, tensors)) else None
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Not so a tensor that only pretends to have them, as those of a rehearsal."""
+    return type(tensor) in (Tensor, Parameter) and tensor.dtype in _DTYPES and tensor.numel() > 0
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.fused import without_kernels
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh
@@ -71,12 +73,15 @@ class MemoryCase:
 
 
 def live_bytes(cases: Sequence[MemoryCase]) -> list[int]:
-    """Most bytes of tensors alive on this rank while DeepSpeed trains each case. Every rank calls."""
+    """Most bytes of tensors alive on this rank while DeepSpeed trains each case. Every rank calls.
+
+    Operation by operation, as a rehearsal computes; kernels of several operations keep a few temporaries less.
+    """
     found = []
     for case in cases:
         memory = LiveMemory(rehearsal=False)
         with memory:
-            _train(case, join_ranks())
+            _train(case, join_ranks(), with_kernels=False)
         found.append(sum(memory.peak.values()))
         gc.collect()
     return found
@@ -130,7 +135,7 @@ def random_batch(case: MemoryCase, mesh: Mesh) -> Batch:
     return slice_batch(batch, mesh.context, mesh.num_context, config.num_left_patches)
 
 
-def _train(case: MemoryCase, ranks: Ranks) -> None:
+def _train(case: MemoryCase, ranks: Ranks, with_kernels: bool = True) -> None:
     ranks = replace(ranks, num_context=case.num_context)
     model = build_model(case.config(), ranks.mesh.build_context())
     block = {"zero_optimization": dict(case.zero)}
@@ -143,9 +148,10 @@ def _train(case: MemoryCase, ranks: Ranks) -> None:
         loss_chunk_bases=case.loss_chunk_bases,
     )
     batch = random_batch(case, ranks.mesh)
-    for _ in range(NUM_STEPS):
-        engine.accumulate([batch] * case.num_micro_batches)
-        engine.update(lr=1e-3)
+    with nullcontext() if with_kernels else without_kernels():
+        for _ in range(NUM_STEPS):
+            engine.accumulate([batch] * case.num_micro_batches)
+            engine.update(lr=1e-3)
 
 
 def _status_bytes(key: str) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.fused import without_kernels
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -100,7 +101,7 @@ def rehearse(wanted: Pass) -> Rehearsal:
 
 
 def count_pass(wanted: Pass, batch: Batch, context: ContextParallel, memory: LiveMemory) -> Rehearsal:
-    """Counts what a pass keeps alive; computed or rehearsed.
+    """Counts what a pass keeps alive, operation by operation; computed or rehearsed.
 
     Args:
         wanted: what is passed through.
@@ -108,7 +109,8 @@ def count_pass(wanted: Pass, batch: Batch, context: ContextParallel, memory: Liv
         context: of the rank.
         memory: a fresh count, with parameters and gradients apart.
     """
-    with memory:
+    # Kernels need numbers, which a rehearsal has none of; they take no more memory.
+    with memory, without_kernels():
         with memory.making(PARAMETERS):
             model = build_model(wanted.model, context)
         freeze(model, (*UNREAD_WEIGHTS[wanted.objective], *wanted.frozen))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hyena_blt_savanna.model import cpu_kernels, fused
 from hyena_blt_savanna.model.direct_convolution import shifted_convolution
@@ -101,6 +102,8 @@ def test_other_dtypes_and_devices_have_none() -> None:
     assert fused.kernels_for(torch.ones(1), torch.ones(1, dtype=torch.double)) is None
     assert fused.kernels_for(torch.ones(1, device="meta")) is None
     assert fused.kernels_for(torch.ones(0)) is None
+    with FakeTensorMode():
+        assert fused.kernels_for(torch.ones(1)) is None
     with fused.without_kernels():
         assert fused.kernels_for(torch.ones(1)) is None
     assert fused.kernels_for(torch.ones(1)) is not None

@@ -69,7 +69,7 @@ def run_all(configs: list[dict[str, Any]]) -> None:
 def test_every_kind_learns(toy_config: Path, words: Path, tmp_path: Path) -> None:
     overrides = (
         "training.stages=[{steps: 60, window_bases: 128, batch_windows: 8, micro_batch_windows: 4}]",
-        "training.optimizer.lr=2e-2",
+        "training.optimizer.lr=1e-2",
         "training.checkpoints.every_steps=60",
         "training.validation.every_steps=60",
         "training.logging.every_steps=10",
