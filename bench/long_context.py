@@ -45,7 +45,7 @@ from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
 from hyena_blt_savanna.testing.launch_settings import malloc_settings
 from hyena_blt_savanna.testing.ranks import run_ranks
-from hyena_blt_savanna.training.run_config import with_activation_checkpointing
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 
 LENGTHS = [65_536, 131_072, 262_144, 524_288, 1_048_576]
 QUICK_LENGTHS = [8192, 16_384, 32_768]

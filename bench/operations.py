@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.training.flops import training_flops_per_base
-from hyena_blt_savanna.training.run_config import ModelConfig
+from hyena_blt_savanna.training.model_config import ModelConfig
 
 MODELS = ["configs/quality/models/hyena_blt.yaml", "configs/quality/models/isotropic.yaml"]
 WINDOWS = [4096, 8192, 32_768, 131_072, 1_048_576]

@@ -20,9 +20,9 @@ from hyena_blt_savanna.testing.launch_settings import malloc_settings
 from hyena_blt_savanna.testing.measured_memory import MemoryCase, resident_bytes
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.engine import Precision
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 from hyena_blt_savanna.training.rank_memory import rank_memory
 from hyena_blt_savanna.training.rehearsal import rehearse
-from hyena_blt_savanna.training.run_config import with_activation_checkpointing
 from hyena_blt_savanna.training.state_memory import ZeroSettings
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -38,7 +38,7 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.testing.launch_settings import malloc_settings
 from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.training.engine import faster_precision
-from hyena_blt_savanna.training.run_config import with_activation_checkpointing
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 
 LENGTHS = [8192, 32_768, 131_072, 524_288, 1_048_576]
 SHORT_BASES = 512

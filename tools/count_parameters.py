@@ -11,7 +11,7 @@ import sys
 
 from hyena_blt_savanna.config import Config, ConfigError, merge
 from hyena_blt_savanna.model.parameters import count_parameters
-from hyena_blt_savanna.training.run_config import ModelConfig
+from hyena_blt_savanna.training.model_config import ModelConfig
 
 
 class Preset(Config):

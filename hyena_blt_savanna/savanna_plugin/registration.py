@@ -43,8 +43,8 @@ from hyena_blt_savanna.savanna_plugin.savanna_blocks import SavannaStack, build_
 from hyena_blt_savanna.savanna_plugin.settings import Settings, operator_names
 from hyena_blt_savanna.training.first_weights import load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 from hyena_blt_savanna.training.optimizer import OptimizerConfig, parameter_groups
-from hyena_blt_savanna.training.run_config import with_activation_checkpointing
 
 FILTERS = ("*short_conv_weight", "*filter.h", "*filter.gamma", "*filter.p", "*filter.R")
 """Savanna's names of what never decays, as our own filters never do."""

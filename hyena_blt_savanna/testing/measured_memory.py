@@ -22,9 +22,9 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh
 from hyena_blt_savanna.training.engine import Precision, TrainingEngine
 from hyena_blt_savanna.training.live_memory import LiveMemory
+from hyena_blt_savanna.training.model_config import ModelConfig, build_model
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
 from hyena_blt_savanna.training.rehearsal import GRADIENTS, PARAMETERS, Pass, Rehearsal, batch_of, count_pass
-from hyena_blt_savanna.training.run_config import ModelConfig, build_model
 
 NUM_STEPS = 2
 """The first makes the optimizer's averages; the second has everything from its start on."""

@@ -37,6 +37,7 @@ from hyena_blt_savanna.evaluation.sealed_folder import SealError, verify, write_
 from hyena_blt_savanna.training.background_writing import BackgroundWriting, WriteFolder
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
 from hyena_blt_savanna.training.host_copies import Write, copy_states
+from hyena_blt_savanna.training.model_config import differing_models
 from hyena_blt_savanna.training.ranks import Ranks, on_first_rank
 from hyena_blt_savanna.training.training_state import CheckpointError, TrainingState, restore
 from hyena_blt_savanna.training.universal import (
@@ -233,7 +234,7 @@ class Checkpoints:
         return dict(yaml.safe_load((path / CONFIG).read_text()))
 
     def _check_belongs(self, path: Path, saved: Mapping[str, Any]) -> None:
-        differing = differing_keys(saved.get("model"), self.run_config.get("model"), "model")
+        differing = differing_models(saved.get("model"), self.run_config.get("model"))
         if differing:
             raise CheckpointError(
                 f"{path} is a checkpoint of another model:\n"
@@ -338,23 +339,6 @@ def find_newest_whole(folder: Path) -> Path | None:
             continue
         return path
     return None
-
-
-def differing_keys(saved: Any, given: Any, key: str) -> list[str]:
-    """Dotted keys at which two trees differ, each with both values.
-
-    Args:
-        saved: of the checkpoint.
-        given: of the run.
-        key: where the trees stand.
-    """
-    if isinstance(saved, dict) and isinstance(given, dict):
-        return [
-            line
-            for name in dict.fromkeys([*saved, *given])
-            for line in differing_keys(saved.get(name), given.get(name), f"{key}.{name}")
-        ]
-    return [] if saved == given else [f"{key}: {saved!r} in the checkpoint, {given!r} in the run"]
 
 
 def _settings_in_files(run_config: Mapping[str, Any]) -> tuple[Any, Any]:

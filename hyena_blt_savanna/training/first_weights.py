@@ -11,7 +11,8 @@ from torch import nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import read_native
-from hyena_blt_savanna.training.checkpoints import CheckpointError, differing_keys
+from hyena_blt_savanna.training.checkpoints import CheckpointError
+from hyena_blt_savanna.training.model_config import differing_models
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,7 @@ def load_first_weights(model: nn.Module, config: Config, path: Path) -> None:
         CheckpointError: it is of another model.
     """
     native = read_native(path)
-    # How much is kept for the backward pass is no part of a model.
-    saved, given = (part.to_dict() for part in (native.config, config))
-    differing = [
-        line
-        for line in differing_keys(saved, given, "model")
-        if not line.split(":")[0].endswith(".activation_checkpointing")
-    ]
+    differing = differing_models(native.config.to_dict(), config.to_dict())
     if differing:
         raise CheckpointError(
             f"start_from: {native.folder} is a checkpoint of another model:\n"

@@ -15,9 +15,10 @@ from hyena_blt_savanna.model.flops import BACKWARD_RATIO
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh, ParallelConfig
 from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 from hyena_blt_savanna.training.rank_memory import RankMemory, rank_memory
 from hyena_blt_savanna.training.rehearsal import Pass, Rehearsal, rehearse
-from hyena_blt_savanna.training.run_config import RunConfig, with_activation_checkpointing
+from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_sources import find_sources
 from hyena_blt_savanna.training.state_memory import ZeroSettings
 

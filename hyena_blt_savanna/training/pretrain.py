@@ -28,8 +28,9 @@ from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, StoppedError, TrainingLoop
 from hyena_blt_savanna.training.meshes import check_meshes, fitting_ranks
 from hyena_blt_savanna.training.metrics import Reporter, measure_peak_flops
+from hyena_blt_savanna.training.model_config import build_model
 from hyena_blt_savanna.training.ranks import Ranks, find_launched, join_ranks, on_first_rank
-from hyena_blt_savanna.training.run_config import RunConfig, build_model
+from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.run_data import RunData
 from hyena_blt_savanna.training.run_folder import RunFolder, RunLock
 from hyena_blt_savanna.training.schedule import place_of, total_steps

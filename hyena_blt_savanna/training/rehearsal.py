@@ -26,8 +26,8 @@ from hyena_blt_savanna.parallel.rehearsed_context import RehearsedContext
 from hyena_blt_savanna.training.engine import Precision, TrainingEngine
 from hyena_blt_savanna.training.first_weights import freeze
 from hyena_blt_savanna.training.live_memory import LiveMemory
+from hyena_blt_savanna.training.model_config import ModelConfig, build_model
 from hyena_blt_savanna.training.ranks import Ranks
-from hyena_blt_savanna.training.run_config import ModelConfig, build_model
 from hyena_blt_savanna.training.stragglers import WorkClock
 
 PARAMETERS, GRADIENTS, ACTIVATIONS, LOGITS = "parameters", "gradients", "activations", "logits"

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
-from torch import nn
 
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.model.convolution import BackendChoice
-from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
-from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.stack import global_stack
-from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.mesh import ParallelConfig
 from hyena_blt_savanna.training.bad_steps import BadStepsConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.data_config import DataSourceConfig
 from hyena_blt_savanna.training.engine import Precision
 from hyena_blt_savanna.training.metrics import LoggingConfig
+from hyena_blt_savanna.training.model_config import ModelConfig, with_activation_checkpointing
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.schedule import (
     ScheduleConfig,
@@ -33,12 +30,6 @@ from hyena_blt_savanna.training.schedule import (
 )
 from hyena_blt_savanna.training.universal import UNREADABLE
 from hyena_blt_savanna.training.validation import ValidationConfig
-
-ModelConfig: TypeAlias = Annotated[
-    HyenaBLTConfig | IsotropicConfig | HNetConfig | KmerTokensConfig, Field(discriminator="kind")
-]
-
-ConfigType = TypeVar("ConfigType", bound=Config)
 
 OWNED_DEEPSPEED_KEYS = {
     "train_batch_size": "training.stages: batch_windows",
@@ -296,33 +287,3 @@ class RunConfig(Config):
             if block.get(name, {}).get("enabled") and not block[name].get("output_path") and name != "wandb":
                 block[name] = {**block[name], "output_path": str(self.run / "logs")}
         return block
-
-
-def build_model(config: ModelConfig, context: ContextParallel = SINGLE_RANK) -> nn.Module:
-    """A model with fresh weights.
-
-    Args:
-        config: of it.
-        context: the ranks that hold slices of the same windows.
-    """
-    if context.num_ranks == 1:
-        return config.build()
-    assert isinstance(config, HyenaBLTConfig | IsotropicConfig), "the run's configuration allows no other"
-    return config.build(context)
-
-
-def with_activation_checkpointing(config: ConfigType, value: bool = True) -> ConfigType:
-    """A copy of a configuration in which every stack of blocks, at any depth, keeps only its blocks' inputs.
-
-    Args:
-        config: of a model, or of a part of one.
-        value: False keeps everything.
-    """
-    changes: dict[str, Any] = {}
-    for key in type(config).model_fields:
-        field = getattr(config, key)
-        if key == "activation_checkpointing":
-            changes[key] = value
-        elif isinstance(field, Config):
-            changes[key] = with_activation_checkpointing(field, value)
-    return config.model_copy(update=changes)

@@ -18,7 +18,7 @@ from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
 from hyena_blt_savanna.patching.patcher import Patcher
 from hyena_blt_savanna.patching.rules import StaticRule
-from hyena_blt_savanna.training.run_config import ModelConfig
+from hyena_blt_savanna.training.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "configs" / "model" / "quickstart.yaml", *sorted((ROOT / "configs/quality/models").glob("*.yaml"))]

@@ -21,7 +21,7 @@ from hyena_blt_savanna.model.kmer_tokens import KmerTokensConfig
 from hyena_blt_savanna.model.routing import Routing
 from hyena_blt_savanna.model.stack import StackConfig
 from hyena_blt_savanna.testing.flop_counting import count_by_module, count_by_part
-from hyena_blt_savanna.training.run_config import ModelConfig
+from hyena_blt_savanna.training.model_config import ModelConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL_BLOCKS = ("hyena_se", "hyena_mr", "hyena_li", "hyena_implicit", "attention")

@@ -19,7 +19,6 @@ from hyena_blt_savanna.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     Progress,
-    differing_keys,
 )
 from hyena_blt_savanna.training.engine import Totals
 from hyena_blt_savanna.training.metrics import Reporter
@@ -175,13 +174,6 @@ def test_another_model_is_refused_with_the_keys(tmp_path):
         CheckpointError, match=r"of another model:\n  model\.width: None in the checkpoint, 3 in the run"
     ):
         other.load(FakeEngine(), path)
-
-
-def test_differing_keys():
-    saved = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 0}
-    given = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": 1}
-    assert [line.partition(":")[0] for line in differing_keys(saved, given, "m")] == ["m.b.c", "m.gone", "m.new"]
-    assert differing_keys(saved, saved, "m") == []
 
 
 class SlowEngine(FakeEngine):

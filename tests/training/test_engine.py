@@ -18,9 +18,9 @@ from hyena_blt_savanna.testing.ranks import run_ranks
 from hyena_blt_savanna.testing.toy_training import ToyBatch, ToyModel, split_windows, toy_windows
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.loss import weighted_nats
+from hyena_blt_savanna.training.model_config import with_activation_checkpointing
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks, join_ranks
-from hyena_blt_savanna.training.run_config import with_activation_checkpointing
 
 NUM_WINDOWS = 8
 CLIPPING = 0.05
