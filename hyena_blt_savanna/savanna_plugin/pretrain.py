@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hyena_blt_savanna.model import cpu_kernels
 from hyena_blt_savanna.savanna_plugin.checkout import add_to_path, import_savanna
 from hyena_blt_savanna.savanna_plugin.cpu_mode import cpu_mode
 from hyena_blt_savanna.savanna_plugin.registration import registered
@@ -68,6 +69,7 @@ def pretrain(settings: Settings) -> Any:
     with ExitStack() as stack:
         if not torch.cuda.is_available():
             stack.enter_context(cpu_mode())
+            cpu_kernels.use()
         stack.enter_context(registered(settings))
         training = import_savanna("savanna.training")
         global_config = settings.build_global_config(ranks.num_ranks)

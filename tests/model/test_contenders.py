@@ -105,6 +105,44 @@ def test_training_gives_the_logits_of_evaluation(path: Path) -> None:
     assert torch.equal(trained, evaluated)
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""Where models run. On a CPU the tests below compare its arithmetic of 32 bits with that of 64."""
+
+
+def step_of(model: nn.Module, bases: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of a weighted sum of them; float64 on the CPU."""
+    model.zero_grad()
+    device = next(model.parameters()).device
+    logits = model(bases.to(device), lengths.to(device))
+    weights = torch.sin(torch.arange(logits.numel())).view(logits.shape).to(device)
+    (logits.float() * weights).sum().backward()
+    gradients = {name: each.grad.double().cpu() for name, each in model.named_parameters() if each.grad is not None}
+    return logits.detach().double().cpu(), gradients
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_step_on_every_device(path: Path, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    model, bases = build(path), random_bases()
+    lengths = cut(model.config, bases)
+    exact, exact_gradients = step_of(model, bases, lengths)
+    model = model.float().to(device)
+    logits, gradients = step_of(model, bases, lengths)
+    assert relative_error(logits, exact) < 1e-5
+    assert gradients.keys() == exact_gradients.keys()
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, exact_gradients[name]) < 2e-4, name
+    with torch.autocast(device, torch.bfloat16):
+        narrow, _ = step_of(model, bases, lengths)
+    assert 1e-4 < relative_error(narrow, exact) < 5e-2
+
+
 @contextmanager
 def recorded_attention() -> Iterator[list[dict[str, Any]]]:
     calls: list[dict[str, Any]] = []
