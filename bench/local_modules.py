@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import ROOT  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import merge
@@ -27,7 +27,6 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.patches import close_unfinished, lay_out
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
 
-ROOT = Path(__file__).parents[1]
 MEAN_PATCH_BASES = 8
 NUM_ROUNDS = 7
 LONG_WINDOW_BASES = 131_072

@@ -20,8 +20,6 @@ import gc
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -30,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from local_modules import MEAN_PATCH_BASES, ROOT, random_window  # type: ignore[import-not-found]
+from local_modules import MEAN_PATCH_BASES, random_window  # type: ignore[import-not-found]
+from measuring import ROOT, commit, machine  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import merge
@@ -165,9 +164,9 @@ class Benchmark:
         self.config = config
         self.found: dict[str, Any] = {
             "command": f"python bench/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
-            "commit": _git("describe", "--always", "--dirty"),
+            "commit": commit(),
             "torch": torch.__version__,
-            "machine": _processor(),
+            "machine": machine(torch.device("cpu")),
             "num_parameters": {name: sum(count_parameters(each).values()) for name, each in
                                (("hybrid", hybrid), ("isotropic", isotropic))},
             "rows": [],
@@ -222,15 +221,6 @@ class Benchmark:
             return True
         longest, row = max(known.items())
         return _memory_bytes(row) / longest * num_bases <= self.options.memory_gb * 1e9
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].partition(':')[2].strip() if names else platform.machine()}, {os.cpu_count()} core(s)"
 
 
 def _rows(found: dict[str, Any], name: str, num_ranks: int) -> dict[int, dict[str, Any]]:

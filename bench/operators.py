@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import ROOT  # type: ignore[import-not-found]
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,7 +35,6 @@ from hyena_blt_savanna.model.convolution import BACKENDS, BackendName, fastest_b
 from hyena_blt_savanna.model.flops import BACKWARD_RATIO, fourier_convolution, shifted_convolution
 from hyena_blt_savanna.training.live_memory import LiveMemory
 
-ROOT = Path(__file__).parents[1]
 TAPS = ["3", "7", "16", "32", "64", "128", "512", "L"]
 LENGTHS = [512, 2048, 8192, 32_768, 131_072, 1_048_576]
 WIDTHS = [16, 256]

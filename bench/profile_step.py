@@ -2,8 +2,9 @@
 
 Where a training step's time goes: forward, backward and optimizer of one window (131,072 bases in patches of 8 on
 average, no padding) of configs/model/hyena_blt_long.yaml with the files given merged into it, with the settings that
-training has by default. One thread; times are torch.profiler's. Two tables: by the module that an operation was called
-in, or whose forward pass it differentiates; and by operation.
+training has by default, on a GPU where there is one, else on a CPU by one thread. Times are torch.profiler's: of the
+device that computes. Two tables: by the module that an operation was called in, or whose forward pass it
+differentiates; and by operation.
 
 Writes them to the file, or prints them.
 """
@@ -12,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from local_modules import ROOT, random_window  # type: ignore[import-not-found]
-from long_context import _git, _processor  # type: ignore[import-not-found]
+from local_modules import random_window  # type: ignore[import-not-found]
+from measuring import ROOT, commit, device_here, machine, seconds_of  # type: ignore[import-not-found]
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hyena_blt_savanna.config import merge
@@ -88,7 +89,12 @@ def module_of(event: Any) -> str | None:
     return None if event is None else str(event.name[len(MARK) :])
 
 
-def times_by_module(events: list[Any]) -> dict[str, tuple[float, float]]:
+def seconds_in(event: Any, on_gpu: bool) -> float:
+    """Of an event itself, the events within it left out: on the processor, or of the kernels that it starts."""
+    return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+
+
+def times_by_module(events: list[Any], on_gpu: bool) -> dict[str, tuple[float, float]]:
     """Seconds forward and backward of each module, the other modules that it calls left out."""
     made_in: dict[int, str] = {}
     for event in events:
@@ -103,13 +109,13 @@ def times_by_module(events: list[Any]) -> dict[str, tuple[float, float]]:
             while node is not None and not node.name.startswith("autograd::engine::evaluate_function"):
                 node = node.cpu_parent
             module, direction = "elsewhere" if node is None else made_in.get(node.sequence_nr, "elsewhere"), 1
-        times[module][direction] += event.self_cpu_time_total / 1e6
+        times[module][direction] += seconds_in(event, on_gpu)
     return {module: (forward, backward) for module, (forward, backward) in times.items()}
 
 
-def tables(events: list[Any]) -> list[str]:
+def tables(events: list[Any], on_gpu: bool) -> list[str]:
     """Both tables, the longest times first."""
-    modules = times_by_module(events)
+    modules = times_by_module(events, on_gpu)
     total = sum(map(sum, modules.values()))
     lines = ["| module | forward, s | backward, s | share |", "|:---|---:|---:|---:|"]
     for module, (forward, backward) in sorted(modules.items(), key=lambda item: -sum(item[1])):
@@ -118,7 +124,7 @@ def tables(events: list[Any]) -> list[str]:
     operations: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for event in events:
         if not event.name.startswith(MARK):
-            operations[event.name][0] += event.self_cpu_time_total / 1e6
+            operations[event.name][0] += seconds_in(event, on_gpu)
             operations[event.name][1] += 1
     lines += ["", "| operation | s | share | calls |", "|:---|---:|---:|---:|"]
     for name, (seconds, calls) in sorted(operations.items(), key=lambda item: -item[1][0])[:NUM_OPERATIONS]:
@@ -134,27 +140,32 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="auto")
     parser.add_argument("--to", type=Path)
     options = parser.parse_args()
-    cpu_kernels.use()
+    device = device_here()
+    on_gpu = device.type == "cuda"
+    if not on_gpu:
+        cpu_kernels.use()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    precision = faster_precision(torch.device("cpu")) if options.precision == "auto" else options.precision
+    precision = faster_precision(device) if options.precision == "auto" else options.precision
     files = [ROOT / "configs/model/hyena_blt_long.yaml", *options.files]
     config = HyenaBLTConfig.parse(merge(files)["model"])
-    model = config.build().train()
+    model = config.build().to(device).train()
     step = build_step(model, options.bases, config.max_patch_bases, precision)
     step()
-    began = time.process_time()
-    step()
-    seconds = time.process_time() - began
+    seconds = seconds_of(step, device)
     mark_modules(model)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        step()
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=activities) as recorded:
+        seconds_of(step, device)
+    # What the device itself reports is in the events that started it.
+    events = [event for event in recorded.events() if event.device_type == DeviceType.CPU]
     lines = [
         f"`python bench/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}` at commit "
-        f"{_git('describe', '--always', '--dirty')}, torch {torch.__version__}, {_processor()}, one thread.",
-        f"A step of {options.bases:,} bases in {precision}: {seconds:.1f} s of processor time without the profiler.",
+        f"{commit()}, torch {torch.__version__}, {machine(device)}, one thread.",
+        f"A step of {options.bases:,} bases in {precision}: {seconds:.2f} s without the profiler"
+        + ("." if on_gpu else ", of processor time."),
         "",
-        *tables(list(recorded.events())),
+        *tables(events, on_gpu),
     ]
     text = "\n".join(lines) + "\n"
     if options.to is None:

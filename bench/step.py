@@ -1,4 +1,4 @@
-"""python bench/step.py [MODEL.yaml ...] [--lengths N ...] [--precision fp32|bf16|auto] [--seconds 120] [--memory-gb 16]
+"""python bench/step.py [MODEL.yaml ...] [--lengths N ...] [--models NAME ...] [--precision fp32|bf16|auto]
 
 A training step (forward, backward, clipping, AdamW) of one window: a hybrid (configs/model/hyena_blt_long.yaml with the
 files given merged into it), the isotropic model of the same blocks, and a Transformer of single bases of the same width
@@ -9,7 +9,8 @@ Each measurement has a process of its own, with the memory settings of launch/en
 then one step of the window to warm up and two that are timed, of which the lesser counts: processor time on a CPU,
 which other work disturbs least, else time. The models take turns, twice. Memory is the peak of one step less what was
 taken before. Utilisation is operations over what a product of two large matrices in the same precision reaches in the
-same run. What can't be expected to fit in the time or the memory is left out, and the row says why.
+same run, or over the peak that --peak-tflops names. What can't be expected to fit in the time (--seconds) or the memory
+(--memory-gb, the card's if left out) is left out, and the row says why.
 
 Writes FOLDER/table.md and FOLDER/step.json.
 """
@@ -20,13 +21,12 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from local_modules import ROOT  # type: ignore[import-not-found]
-from long_context import _git, _processor, cost_of  # type: ignore[import-not-found]
+from long_context import cost_of  # type: ignore[import-not-found]
+from measuring import ROOT, commit, device_here, machine, seconds_of  # type: ignore[import-not-found]
 from profile_step import build_step  # type: ignore[import-not-found]
 
 from hyena_blt_savanna.config import merge
@@ -43,25 +43,9 @@ from hyena_blt_savanna.training.model_config import with_activation_checkpointin
 LENGTHS = [8192, 32_768, 131_072, 524_288, 1_048_576]
 SHORT_BASES = 512
 NUM_TIMED, NUM_TURNS = 2, 2
+MODELS = ["hybrid", "isotropic", "transformer"]
+CPU_MEMORY_GB = 16.0
 MATRIX = 2048
-
-
-def device_here() -> torch.device:
-    """The GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def seconds_of(run: Any, device: torch.device) -> float:
-    """Processor time on a CPU, else time until the device is done."""
-    if device.type == "cpu":
-        began = time.process_time()
-        run()
-        return time.process_time() - began
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def operations_a_second(precision: str) -> float:
@@ -111,21 +95,27 @@ class Benchmark:
         stack = config.global_model
         heads = max(1, stack.width // 64)
         transformer = stack.model_copy(update={"blocks": ["attention"] * len(stack.blocks), "num_heads": heads})
-        self.models: dict[str, HyenaBLTConfig | IsotropicConfig] = {
+        models: dict[str, HyenaBLTConfig | IsotropicConfig] = {
             "hybrid": config,
             "isotropic": IsotropicConfig(stack=stack),
             "transformer": IsotropicConfig(stack=transformer),
         }
+        self.models = {name: models[name] for name in options.models}
         device = device_here()
+        if options.memory_gb is None:
+            options.memory_gb = CPU_MEMORY_GB
+            if device.type == "cuda":
+                options.memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
         self.precision = faster_precision(device) if options.precision == "auto" else options.precision
         rate = run_ranks(operations_a_second, 1, self.precision, timeout_seconds=600)[0]
         self.found: dict[str, Any] = {
             "command": f"python bench/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
-            "commit": _git("describe", "--always", "--dirty"),
+            "commit": commit(),
             "torch": torch.__version__,
-            "machine": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+            "machine": machine(device),
             "precision": self.precision,
             "operations_a_second": rate,
+            "peak_operations_a_second": rate if options.peak_tflops is None else 1e12 * options.peak_tflops,
             "rows": [],
         }
 
@@ -178,7 +168,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"`{found['command']}` at commit {found['commit']}, torch {found['torch']}, {found['machine']}, "
         f"{found['precision']}; matrix products reach {found['operations_a_second'] / 1e9:,.0f} billion operations "
-        "a second. Peak memory is without weights; times faster and less memory are the hybrid's.",
+        f"a second, and utilisation is of {found['peak_operations_a_second'] / 1e9:,.0f} billion. Peak memory is "
+        "without weights; times faster and less memory are the hybrid's.",
         "",
         "| window, bases | model | activations | s a step | bases a second | GB | operations a base | utilisation "
         "| times faster | times less memory |",
@@ -197,7 +188,7 @@ def table(found: dict[str, Any]) -> str:
         ratios = "- | -" if hybrid is None else (
             f"{seconds / hybrid['seconds']:.1f} | {memory / hybrid['memory_bytes']:.1f}"
         )  # fmt: skip
-        share = row["operations"] / seconds / found["operations_a_second"]
+        share = row["operations"] / seconds / found["peak_operations_a_second"]
         lines.append(
             f"{head}| {seconds:.2f} | {num_bases / seconds:,.0f} | {memory / 1e9:.2f} | {a_base} | {share:.0%} "
             f"| {ratios} |"
@@ -212,7 +203,9 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="auto")
     parser.add_argument("--seconds", type=float, default=120.0, help="the longest step that is measured")
-    parser.add_argument("--memory-gb", type=float, default=16.0)
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=MODELS)
+    parser.add_argument("--memory-gb", type=float)
+    parser.add_argument("--peak-tflops", type=float, help="of the card, dense, in the precision")
     parser.add_argument("--again-from", type=int, default=262_144, help="bases: activations are computed again")
     parser.add_argument("--to", type=Path, default=ROOT / "docs/results/step")
     options = parser.parse_args()
