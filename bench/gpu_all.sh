@@ -19,13 +19,14 @@ declare -A about=(
     [operators_long]="convolutions as long as the sequence by backend, bf16"
     [step]="a step of 12 million parameters against its rivals, 8,192 to 1,048,576 bases"
     [step_1b]="a step of the 1B model against its rivals at 8,192 and 131,072 bases: utilisation"
+    [step_1b_fused]="the same with mixers in one kernel of subquadratic-ops"
     [million]="a step of the 1B model over 1,048,576 bases, and of its isotropic rival"
     [profile_1b]="where the 1B model's step goes at 131,072 bases"
     [compile]="torch.compile of each kind of block, and graph breaks"
     [training]="the quickstart in bf16 on the card, start to end"
 )
 slices=(
-    doctor parity operators_short operators_middle operators_long step step_1b million profile_1b compile
+    doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million profile_1b compile
     training
 )
 
@@ -74,6 +75,10 @@ command_of() {
         operators_long) python+=(bench/operators.py --taps L) ;;
         step) python+=(bench/step.py "${peak[@]}" --to "$results/step") ;;
         step_1b) python+=(bench/step.py "$one_b" "${peak[@]}" --lengths 8192 131072 --to "$results/step_1b") ;;
+        step_1b_fused)
+            python+=(bench/step.py "$one_b" "${peak[@]}" --models hybrid --lengths 8192 131072)
+            python+=(--convolution back_to_back --to "$results/step_1b_fused")
+            ;;
         million)
             python+=(bench/step.py "$one_b" "${peak[@]}" --models hybrid isotropic --lengths 1048576)
             python+=(--to "$results/million")

@@ -1,4 +1,4 @@
-"""python bench/step.py [MODEL.yaml ...] [--lengths N ...] [--models NAME ...] [--precision fp32|bf16|auto]
+"""python bench/step.py [MODEL.yaml ...] [--lengths N ...] [--models NAME ...] ...
 
 A training step (forward, backward, clipping, AdamW) of one window: a hybrid (configs/model/hyena_blt_long.yaml with the
 files given merged into it), the isotropic model of the same blocks, and a Transformer of single bases of the same width
@@ -32,6 +32,7 @@ from profile_step import build_step  # type: ignore[import-not-found]
 from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.data.whole_files import write_whole
 from hyena_blt_savanna.model import cpu_kernels
+from hyena_blt_savanna.model.convolution import prefer_backend
 from hyena_blt_savanna.model.flops import BACKWARD_RATIO
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -56,7 +57,7 @@ def operations_a_second(precision: str) -> float:
     return 2 * MATRIX**3 / min(seconds_of(lambda: x @ x, device) for _ in range(20))
 
 
-def measure(tree: dict[str, Any], num_bases: int, precision: str) -> dict[str, float] | str:
+def measure(tree: dict[str, Any], num_bases: int, precision: str, backend: Any) -> dict[str, float] | str:
     """Seconds and bytes of a step; or why there is none."""
     device = device_here()
     torch.set_num_threads(1)
@@ -67,6 +68,7 @@ def measure(tree: dict[str, Any], num_bases: int, precision: str) -> dict[str, f
     longest = config.max_patch_bases if isinstance(config, HyenaBLTConfig) else 1
     if device.type == "cpu":
         cpu_kernels.use()
+    prefer_backend(backend, device)
     try:
         build_step(model, SHORT_BASES, longest, precision)()
         step = build_step(model, num_bases, longest, precision)
@@ -155,7 +157,8 @@ class Benchmark:
             return
         config = self.models[row["model"]]
         tree = (with_activation_checkpointing(config) if row["again"] else config).to_dict()
-        [found] = run_ranks(measure, 1, tree, row["num_bases"], self.precision, timeout_seconds=3600)
+        backend = self.options.convolution
+        [found] = run_ranks(measure, 1, tree, row["num_bases"], self.precision, backend, timeout_seconds=3600)
         if isinstance(found, str):
             row["why_not"] = found
         else:
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="the longest step that is measured")
     parser.add_argument("--models", choices=MODELS, nargs="+", default=MODELS)
     parser.add_argument("--memory-gb", type=float)
+    parser.add_argument("--convolution", default="auto", help="as training.convolution")
     parser.add_argument("--peak-tflops", type=float, help="of the card, dense, in the precision")
     parser.add_argument("--again-from", type=int, default=262_144, help="bases: activations are computed again")
     parser.add_argument("--to", type=Path, default=ROOT / "docs/results/step")

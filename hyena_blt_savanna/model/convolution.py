@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from hyena_blt_savanna.model.back_to_back import prefer_back_to_back
 from hyena_blt_savanna.model.cuda_convolution import (
     causal_conv1d_convolution,
     fits_flash,
@@ -31,6 +32,7 @@ from hyena_blt_savanna.model.cuda_convolution import (
 )
 from hyena_blt_savanna.model.direct_convolution import blocked_convolution, shifted_convolution, torch_convolution
 from hyena_blt_savanna.model.fourier_convolution import fourier_convolution, overlap_add_convolution
+from hyena_blt_savanna.model.kernel_tests import largest_errors, say_wrong, waves
 from hyena_blt_savanna.model.kernels import KERNELS, KernelError, probe
 from hyena_blt_savanna.model.precision import no_autocast
 
@@ -58,7 +60,7 @@ BackendName = Literal[
     "causal_conv1d",
     "flashfftconv",
 ]
-BackendChoice = Literal["auto"] | BackendName
+BackendChoice = Literal["auto", "back_to_back"] | BackendName
 Rule = Callable[[Tensor, Tensor], BackendName]
 
 _TOLERANCE = 1e-4
@@ -154,14 +156,16 @@ def prefer_backend(choice: BackendChoice, device: torch.device | None = None) ->
     """Says what computes convolutions from here on, in this process.
 
     Args:
-        choice: a backend, wherever it takes the shapes, and the rule elsewhere; auto: the rule everywhere.
+        choice: a backend, wherever it takes the shapes, and the rule elsewhere; auto: the rule everywhere;
+            back_to_back: whole mixers in one kernel where it takes them (model/back_to_back.py), elsewhere the rule.
         device: that it will be used on; None: a CPU.
 
     Raises:
         KernelError: it doesn't work here.
     """
     global _rule
-    if choice == "auto":
+    prefer_back_to_back((device or torch.device("cpu")) if choice == "back_to_back" else None)
+    if choice == "auto" or choice == "back_to_back":
         _rule = fastest_backend
         return
     reason = why_unusable(choice, device or torch.device("cpu"))
@@ -215,14 +219,11 @@ def why_unusable(name: BackendName, device: torch.device) -> str | None:
     # Whatever a foreign kernel raises, convolutions go on without it.
     except Exception as error:
         return f"it failed its test: {type(error).__name__}: {error}"
-    wrong = [f"{what} by {error:.1e}" for what, error in errors.items() if not error <= backend.tolerance]
-    return f"it differs from the plain reference in {', '.join(wrong)}" if wrong else None
+    return say_wrong(errors, backend.tolerance)
 
 
 def backend_errors(name: BackendName, device: torch.device) -> dict[str, float]:
     """How far a backend is from the plain reference, over the reference's largest value.
-
-    Draws no random numbers: a run is the same whether backends are tried in it or not.
 
     Args:
         name: of the backend.
@@ -234,30 +235,16 @@ def backend_errors(name: BackendName, device: torch.device) -> dict[str, float]:
     backend = BACKENDS[name]
     channels, groups, batch, length, num_taps = 32, 16, 2, 256, backend.self_test_taps
     with torch.enable_grad(), no_autocast(torch.empty(0, device=device)):
-        x = _waves((channels, batch, length), 1.3, device)
-        taps = _waves((groups, num_taps), 0.7, device)
+        x = waves((channels, batch, length), 1.3, device)
+        taps = waves((groups, num_taps), 0.7, device)
         # Partly x itself, so that no gradient is a sum that comes out as next to nothing.
-        direction = _waves((channels, batch, length), 2.1, device).detach() + x.detach()
+        direction = waves((channels, batch, length), 2.1, device).detach() + x.detach()
         found = backend.convolve(x, taps)
         plain = shifted_convolution(x.double(), taps.double())
-        pairs = zip(
-            ("y", "dx", "dtaps"),
-            (found, *torch.autograd.grad(found, (x, taps), direction)),
-            (plain, *torch.autograd.grad(plain, (x, taps), direction.double())),
-            strict=True,
-        )
-        return {what: _difference(ours.detach(), plain.detach()) for what, ours, plain in pairs}
-
-
-def _difference(ours: Tensor, plain: Tensor) -> float:
-    return float((ours - plain).abs().max() / plain.abs().max())
-
-
-def _waves(shape: tuple[int, ...], step: float, device: torch.device) -> Tensor:
-    """Numbers between -1 and 1 without a pattern that a wrong order of taps or channels would leave as it is."""
-    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    values = torch.sin(step * count + 0.001 * count**1.5)
-    return values.view(shape).to(device, torch.float32).requires_grad_()
+        ours = (found, *torch.autograd.grad(found, (x, taps), direction))
+        theirs = (plain, *torch.autograd.grad(plain, (x, taps), direction.double()))
+    names = ("y", "dx", "dtaps")
+    return largest_errors(dict(zip(names, ours, strict=True)), dict(zip(names, theirs, strict=True)))
 
 
 @cache

@@ -56,6 +56,31 @@ def subquadratic_fourier_convolution(x: Tensor, taps: Tensor) -> Tensor:
     return y.transpose(0, 1).to(x.dtype)
 
 
+def subquadratic_back_to_back(z: Tensor, featurizer_taps: Tensor, taps: Tensor, skip: Tensor | None) -> Tensor:
+    """subquadratic-ops' `b2b_causal_conv1d`, in fp32: what `model.back_to_back.plain_back_to_back` computes.
+
+    The kernel wants x1, x2 and v of a channel beside each other; its last taps weigh the current position.
+
+    Args:
+        z: [3 D, B, L].
+        featurizer_taps: [3 D, F], F from 2 to 32.
+        taps: [G, K], K from 2 to 256.
+        skip: [D], or None.
+
+    Returns:
+        [D, B, L], dtype of z.
+    """
+    mix = load("subquadratic_ops", "b2b_causal_conv1d.b2b_causal_conv1d")
+    wide, width = widen(z), len(z) // 3
+    short = widen(featurizer_taps).unflatten(0, (3, width)).transpose(0, 1).flatten(0, 1)
+    long = _by_channel(z[:width], taps, wide.dtype)
+    weights = wide.new_zeros(width) if skip is None else widen(skip)
+    x = wide.unflatten(0, (3, width)).permute(2, 1, 0, 3).flatten(1, 2)
+    with no_autocast(z):
+        y: Tensor = mix(x.contiguous(), short.flip(1).contiguous(), long.flip(1).contiguous(), weights)
+    return y.transpose(0, 1).to(z.dtype)
+
+
 def causal_conv1d_convolution(x: Tensor, taps: Tensor) -> Tensor:
     """causal-conv1d's convolution, which sums in fp32; its last tap weighs the current position.
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyena_blt_savanna.model.back_to_back import takes_back_to_back
+from hyena_blt_savanna.model.cuda_convolution import subquadratic_back_to_back
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
-from hyena_blt_savanna.model.operators import HyenaConfig, HyenaOperator, convolve_slice
+from hyena_blt_savanna.model.operators import HyenaConfig, HyenaMR, HyenaOperator, HyenaSE, convolve_slice
 from hyena_blt_savanna.model.precision import widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
@@ -36,7 +38,12 @@ class HyenaMixer(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """[B, L, M] to [B, L, M]."""
-        x1, x2, v = self.featurizer(self.in_projection(u)).chunk(3)
+        z = self.in_projection(u)
+        if isinstance(self.operator, HyenaSE | HyenaMR) and self.featurizer.context is SINGLE_RANK:
+            short, taps = self.featurizer.filters(), self.operator.filters(z.shape[-1])
+            if takes_back_to_back(z, short, taps):
+                return self.out_projection(subquadratic_back_to_back(z, short, taps, self.operator.skip))
+        x1, x2, v = self.featurizer(z).chunk(3)
         return self.out_projection(self.operator(x1, x2, v))
 
 
@@ -74,7 +81,11 @@ class Featurizer(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[3 M, B, L] to [3 M, B, L]."""
-        return convolve_slice(z, thirds(widen(self.taps), self.interleaved), self.context)
+        return convolve_slice(z, self.filters(), self.context)
+
+    def filters(self) -> Tensor:
+        """[3 M, K], fp32, index = lag; of all of x1, then x2, then v."""
+        return thirds(widen(self.taps), self.interleaved)
 
 
 class OutputProjection(nn.Module):

@@ -186,6 +186,8 @@ class HyenaOperator(nn.Module, ABC):
 class HyenaSE(HyenaOperator):
     """Short explicit filters, without a skip. Taps start uniform within 1 / sqrt(K)."""
 
+    skip: None = None
+
     def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
         super().__init__(context)
         self.taps = nn.Parameter(torch.empty(config.num_groups("se", width), config.se_taps))

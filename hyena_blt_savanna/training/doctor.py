@@ -22,6 +22,8 @@ from typing import Any, Literal
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from hyena_blt_savanna.model.back_to_back import KERNEL as BACK_TO_BACK
+from hyena_blt_savanna.model.back_to_back import why_no_back_to_back
 from hyena_blt_savanna.model.convolution import BACKENDS, why_unusable
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kernels import KERNELS, probe
@@ -224,6 +226,11 @@ def _kernels() -> Iterable[Finding]:
             yield Finding("kernels", name, "broken", reason, True, _REINSTALL)
         else:
             yield _unusable(name, backend.kernel, reason, device)
+    reason = why_no_back_to_back(device)
+    if reason is None:
+        yield Finding("kernels", "back_to_back", "works", "equals the plain reference, values and gradients", False)
+    else:
+        yield _unusable("back_to_back", BACK_TO_BACK, reason, device)
 
 
 def _unusable(name: str, kernel: str, reason: str, device: torch.device) -> Finding:
