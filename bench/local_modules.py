@@ -21,6 +21,7 @@ from measuring import ROOT  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from hyena_blt_savanna.config import merge
+from hyena_blt_savanna.model import cpu_kernels
 from hyena_blt_savanna.model.base_nats import weighted_nats
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT, HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -169,6 +170,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    # As training does.
+    cpu_kernels.use()
     torch.manual_seed(0)
     config = HyenaBLTConfig.parse(merge([ROOT / "configs/model/quickstart.yaml", *arguments.files])["model"])
     measure_parts(config.build())

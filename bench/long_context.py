@@ -36,6 +36,7 @@ from hyena_blt_savanna.config import merge
 from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.data.slices import slice_batch
 from hyena_blt_savanna.data.whole_files import write_whole
+from hyena_blt_savanna.model import cpu_kernels
 from hyena_blt_savanna.model.flops import BACKWARD_RATIO, count_flops
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
@@ -101,6 +102,8 @@ def pass_of_model(tree: dict[str, Any], num_bases: int) -> Cost:
     config: HyenaBLTConfig | IsotropicConfig = kind.parse(tree)
     torch.manual_seed(0)
     model = config.build(context)
+    # As training does.
+    cpu_kernels.use()
 
     def step(batch: Batch) -> None:
         nats, *_ = model(
