@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hyena_blt_savanna.config import Config
-from hyena_blt_savanna.evaluation.generation import GenerationError, generate
+from hyena_blt_savanna.evaluation.generation import Generated, GenerationError, generate, generate_many
 from hyena_blt_savanna.evaluation.native_checkpoint import PretrainedError, read_native, save_pretrained
 from hyena_blt_savanna.evaluation.scoring import LONGEST_PASS_BASES, Embedding, NoPatcherError, Score, embed, score
 from hyena_blt_savanna.nucleotides import Bytes
@@ -134,6 +134,37 @@ class HyenaBLTModel:
                 "give a larger max_length"
             )
         return generate(self, prompt, max_length - len(prompt), temperature, top_k, top_p, seed).sequence
+
+    def generate_many(
+        self,
+        prompts: Sequence[str],
+        num_bases: int,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[Generated]:
+        """Draws sequences side by side: several behind one prompt, or behind several.
+
+        Args:
+            prompts: what the sequences begin with, of either case; any may be empty.
+            num_bases: to draw behind each, the prompt's not included.
+            num_samples: sequences to draw behind each prompt; the first of them is what `generate` draws.
+            temperature: see `generate`.
+            top_k: see there.
+            top_p: see there.
+            seed: the same seed draws the same sequences, whatever the other prompts are.
+
+        Returns:
+            All samples of the first prompt, then those of the next.
+
+        Raises:
+            SequenceError: a prompt has a wrong letter.
+            SamplingError: the settings make no sense.
+            GenerationError: `num_bases` is negative, or `num_samples` is not positive.
+        """
+        return generate_many(self, prompts, num_bases, num_samples, temperature, top_k, top_p, seed)
 
     def score(
         self,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -123,6 +127,65 @@ class KmerEmbedding(nn.Module):
         """Bases int64 [B, L] to [B, L, D]; see `KmerTables`."""
         x_BLD = self.bases(bases)
         return x_BLD + self.kmers(bases, first_position) if self.kmers.sizes else x_BLD
+
+
+class KmerReader:
+    """Looks up words while sequences are being read, base by base: `prefill` once, then `step`.
+
+    Args:
+        tables: in evaluation mode.
+    """
+
+    def __init__(self, tables: KmerTables) -> None:
+        self._tables = tables
+        sizes = np.array(tables.sizes, dtype=np.int64)
+        self._sizes, self._num_words = sizes, 4**sizes
+        self._first_rows = np.cumsum(self._num_words + 1) - self._num_words - 1
+        self._num_left = max(tables.sizes, default=1) - 1
+        # The last bases of each row as one base-4 number, and how many of them in a row are A, C, G or T.
+        self._words = self._runs = np.empty(0, dtype=np.int64)
+
+    def prefill(self, bases: Tensor) -> None:
+        """Reads the start of sequences, int64 [B, L]: no more is remembered than their last bases."""
+        self._words = self._runs = np.zeros(len(bases), dtype=np.int64)
+        for column in bases[:, max(bases.shape[1] - self._num_left, 0) :].cpu().numpy().T:
+            self._words, self._runs = self._after(column, self._words, self._runs)
+
+    def step(self, bases: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Reads the next base of some rows.
+
+        Args:
+            bases: int64 [b].
+            rows: int64 [b], which they are; None: all of the batch.
+
+        Returns:
+            [b, D], what `KmerTables` gives there.
+        """
+        letters, at = bases.cpu().numpy(), slice(None) if rows is None else rows.numpy()
+        words, runs = self._words[at], self._runs[at] = self._after(letters, self._words[at], self._runs[at])
+        if not len(self._sizes):
+            return self._tables(bases[:, None])[:, 0]
+        known = runs[:, None] >= self._sizes
+        indices = self._first_rows + np.where(known, words[:, None] & (self._num_words - 1), self._num_words)
+        weight = self._tables.weight
+        return nn.functional.embedding_bag(torch.from_numpy(indices).to(weight.device), weight, mode="sum")
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows, int64 [b], only; a row may come more than once."""
+        self._words, self._runs = self._words[rows.numpy()], self._runs[rows.numpy()]
+
+    def join(self, others: Sequence[KmerReader]) -> None:
+        """Adds the rows of other readers of the same tables, behind its own."""
+        self._words = np.concatenate([self._words, *(other._words for other in others)])
+        self._runs = np.concatenate([self._runs, *(other._runs for other in others)])
+
+    def _after(
+        self, bases: NDArray[np.int64], words: NDArray[np.int64], runs: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        codes = BASE_CODE[bases].astype(np.int64)
+        is_base = codes != OTHER_CODE
+        words = (words << 2 | codes * is_base) & ((1 << 2 * LONGEST_KMER) - 1)
+        return words, (runs + 1) * is_base
 
 
 def _shift(values: Tensor, back: int, fill: int) -> Tensor:

@@ -85,6 +85,17 @@ class LocalDecoder(nn.Module):
             logits [B, L, NUM_SCORED]; those at t read patch `patch_of(t + 1) - 1`. With targets: their nats, a scalar.
             With states: either, and [B, L, D].
         """
+        x_BLD = self.with_patches(x_BLD, patches_BPM, patch_lengths, before_BM)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        states_BLD = self.norm(x_BLD)
+        scored: Tensor = self.head(states_BLD) if targets is None else self.head(states_BLD, targets=targets)
+        return (scored, states_BLD) if with_states else scored
+
+    def with_patches(
+        self, x_BLD: Tensor, patches_BPM: Tensor, patch_lengths: Tensor, before_BM: Tensor | None = None
+    ) -> Tensor:
+        """What the blocks read of each base, [B, L, D]: state, last finished patch and place. See `forward`."""
         batch, num_bases, _ = x_BLD.shape
         # The base to be predicted behind the last one given belongs to a patch as well.
         next_lengths = close_unfinished(patch_lengths, num_bases + 1)
@@ -95,8 +106,4 @@ class LocalDecoder(nn.Module):
         x_BLD = x_BLD + self.from_patches(last_finished_BPM, x_BLD, layout)[:, 1:]
         if self.place is not None:
             x_BLD = x_BLD + self.place(layout.place[:, 1:].clamp(max=self.max_patch_bases - 1))
-        for block in self.blocks:
-            x_BLD = block(x_BLD)
-        states_BLD = self.norm(x_BLD)
-        scored: Tensor = self.head(states_BLD) if targets is None else self.head(states_BLD, targets=targets)
-        return (scored, states_BLD) if with_states else scored
+        return x_BLD

@@ -84,10 +84,14 @@ class LocalEncoder(nn.Module):
         x_BLD = self.embed(bases, layout, first_position)
         for block in self.blocks:
             x_BLD = block(x_BLD)
+        return x_BLD, self.pool(x_BLD, layout)
+
+    def pool(self, x_BLD: Tensor, layout: PatchLayout) -> Tensor:
+        """The vector of each patch, [B, P, M], zero where padded, from what the blocks made of its bases alone."""
         patches_BPM = self.to_patches(self.norm(x_BLD), layout)
         if self.lengths is not None:
             patches_BPM = patches_BPM + self.lengths(layout.lengths)
-        return x_BLD, patches_BPM.masked_fill((layout.lengths == 0)[..., None], 0)
+        return patches_BPM.masked_fill((layout.lengths == 0)[..., None], 0)
 
     def embed(self, bases: Tensor, layout: PatchLayout, first_position: int | Tensor = 0) -> Tensor:
         """What the blocks read of each base, [B, L, D]: the words that end there, and its position. See `forward`."""

@@ -19,15 +19,12 @@ class RotaryConfig(Config):
     """Positions are divided by this: above 1 for a window longer than the one trained on."""
 
 
-def rotary_tables(
-    length: int, head_width: int, config: RotaryConfig, device: torch.device, first_position: int = 0
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(length: int, head_width: int, config: RotaryConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles.
 
     Args:
         length: number of positions.
         head_width: even.
-        first_position: the first one of them.
 
     Returns:
         Two fp32 tensors [length, head_width / 2].
@@ -35,10 +32,14 @@ def rotary_tables(
     Source: Su et al. 2021 (arXiv:2104.09864); linear scaling: Chen et al. 2023 (arXiv:2306.15595). In fp32
     step by step as Savanna does, so that angles of far positions agree with it.
     """
-    half = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
-    stop = first_position + length
-    positions = torch.arange(first_position, stop, device=device, dtype=torch.float32) / config.position_scale
-    angles = torch.outer(positions, 1.0 / config.base**half)
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    return angles_at(positions, head_width, config)
+
+
+def angles_at(positions: Tensor, head_width: int, config: RotaryConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine as `rotary_tables` has them, fp32 [N, head_width / 2] each, of any positions [N]."""
+    half = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
+    angles = torch.outer(positions.float() / config.position_scale, 1.0 / config.base**half)
     return angles.cos(), angles.sin()
 
 

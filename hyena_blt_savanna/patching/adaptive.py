@@ -7,6 +7,7 @@ is no model for annotating training data: its context is all of the stream.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from typing import Any, Literal, Self
@@ -92,6 +93,12 @@ class AdaptiveStepper:
     def push(self, base: int) -> None:
         """Reads one base, given as its byte."""
         self.read(np.array([base], dtype=np.uint8))
+
+    def copy(self) -> AdaptiveStepper:
+        """Another reader of the same stream, at the same place, that goes on learning by itself."""
+        twin = copy.copy(self)
+        twin._counts = self._counts.copy()
+        return twin
 
     def read(self, bases: Bytes) -> NDArray[np.float32]:
         """Reads the next bases, uint8 [L]; returns the entropy of each, float32 [L], nats."""

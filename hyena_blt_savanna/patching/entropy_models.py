@@ -41,6 +41,9 @@ class EntropyStepper(Protocol):
     def read(self, bases: Bytes) -> NDArray[np.float32]:
         """Reads the next bases, uint8 [L]; returns the entropy of each given those before it, float32 [L], nats."""
 
+    def copy(self) -> EntropyStepper:
+        """Another reader of the same stream, at the same place: what one reads, the other does not know."""
+
 
 class StreamEntropies(Protocol):
     """Whatever gives each base of a stream its entropy: all that annotation needs."""

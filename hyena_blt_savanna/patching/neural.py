@@ -13,6 +13,7 @@ nats in fp32 before they are laid on the grid.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -263,6 +264,12 @@ class _Reader:
                     known[:, start + 1 : stop + 1] = reduce(log_p[:, row, : stop - start])
         return known[:, :-1].numpy()
 
+    def copy(self) -> _Reader:
+        """Another reader of the same stream, at the same place. What is kept of a pass is never written to."""
+        twin = copy.copy(self)
+        twin._state = list(self._state)
+        return twin
+
     def _passes(self, bases: Tensor) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
         """Yields stretches of the bases, and the log-probabilities [4, B, L] after them: a row each, from its start.
 
@@ -330,6 +337,12 @@ class NeuralStepper:
     def push(self, base: int) -> None:
         """Reads one base, given as its byte."""
         self.read(np.array([base], dtype=np.uint8))
+
+    def copy(self) -> NeuralStepper:
+        """Another reader of the same stream, at the same place."""
+        twin = copy.copy(self)
+        twin._reader = self._reader.copy()
+        return twin
 
     def read(self, bases: Bytes) -> NDArray[np.float32]:
         """Reads the next bases of the stream.

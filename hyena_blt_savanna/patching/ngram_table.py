@@ -10,6 +10,7 @@ What precedes a base decides what is known of it:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from functools import cached_property
 from typing import NamedTuple
@@ -113,6 +114,10 @@ class NgramStepper:
         """
         nats, self._reading = self._read(bases)
         return nats
+
+    def copy(self) -> NgramStepper:
+        """Another reader of the same stream, at the same place."""
+        return copy.copy(self)
 
     def _read(self, bases: Bytes) -> tuple[NDArray[np.float32], Reading]:
         table, tree, nats = self._table, self._table.tree, np.empty(len(bases), dtype=np.float32)

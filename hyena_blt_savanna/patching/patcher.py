@@ -6,6 +6,7 @@ FOLDER/entropy_model.safetensors    left out for a rule that reads no entropies
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -207,6 +208,30 @@ class PatchStepper:
             self._entropies.push(base)
         self._find_next()
         return self._next_starts_patch
+
+    def read(self, bases: Bytes) -> NDArray[np.int32]:
+        """Reads the next bases, of either case, at once.
+
+        Args:
+            bases: uint8 [L].
+
+        Returns:
+            int32 [P]: lengths of the patches that end with one of these bases.
+        """
+        # The cutter tells of a patch's end at the next base.
+        known = int(self._next_starts_patch and self._cutter.num_unfinished_bases > 0)
+        ended = self._cutter.cut(bases, None if self._entropies is None else self._entropies.read(bases))
+        self._find_next()
+        if len(bases) and self._next_starts_patch:
+            ended = np.append(ended, np.int32(self._cutter.num_unfinished_bases))
+        return ended[known:] if len(bases) else ended
+
+    def copy(self) -> PatchStepper:
+        """Another reader of the same stream, at the same place: what one reads, the other does not know."""
+        twin = copy.copy(self)
+        twin._cutter = copy.copy(self._cutter)
+        twin._entropies = None if self._entropies is None else self._entropies.copy()
+        return twin
 
     def _find_next(self) -> None:
         self._next_entropy_nats = self._entropies.next_entropy_nats if self._entropies is not None else 0.0

@@ -26,8 +26,9 @@ from hyena_blt_savanna.conversion.huggingface.modeling_hyena_blt import HyenaBLT
 from hyena_blt_savanna.conversion.huggingface.tokenization_hyena_blt import GenomeTokenizer
 from hyena_blt_savanna.conversion.transformers_export import load, write
 from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights
-from hyena_blt_savanna.evaluation.generation import PatchReader, SingleBaseReader, generate
+from hyena_blt_savanna.evaluation.generation import generate
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.evaluation.row_readers import WholePassRows, row_reader
 from hyena_blt_savanna.evaluation.tensor_files import lazy
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
@@ -120,11 +121,11 @@ def native_logits(model: HyenaBLTModel, sequence: str) -> torch.Tensor:
     bases = np.frombuffer(sequence.upper().encode(), dtype=np.uint8)
     is_hybrid = model.patcher is not None
     lengths = [1, *(model.patcher.segment_sequence(bases) if is_hybrid and sequence else [])]
-    reader = PatchReader(model, bases) if is_hybrid else SingleBaseReader(model.module, bases, model.device)
     with torch.inference_mode():
+        reader = row_reader(model, [bases]) if is_hybrid else WholePassRows(model.module, None, [bases], model.device)
         ids = torch.tensor([[0, *bases]])
         logits = model.module(ids, torch.tensor([lengths], dtype=torch.int32))[0]
-        return torch.cat([logits[:-1], reader.logits()[None]])
+        return torch.cat([logits[:-1], reader.ready()[1]])
 
 
 @pytest.mark.parametrize("name", CASES)

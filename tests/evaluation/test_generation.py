@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from hyena_blt_savanna.evaluation import generation
-from hyena_blt_savanna.evaluation.generation import GenerationError, SingleBaseReader, generate
+from hyena_blt_savanna.evaluation.generation import GenerationError, generate, generate_many
 from hyena_blt_savanna.evaluation.pretrained import HyenaBLTModel
+from hyena_blt_savanna.evaluation.row_readers import WholePassRows, row_reader
+from hyena_blt_savanna.evaluation.sampling import SamplingError
 from hyena_blt_savanna.model.hyena_blt import HyenaBLTConfig
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.patching.patcher import Patcher, SequenceError
@@ -99,29 +101,56 @@ def test_steps_draw_what_whole_passes_draw(monkeypatch: pytest.MonkeyPatch) -> N
     for prompt in PROMPTS.values():
         stepped = generate(model, prompt, 60, seed=6, stop_at_end=True)
         with monkeypatch.context() as patch:
-            patch.setattr(generation, "_reader", lambda model, prompt: SingleBaseReader(module, prompt, model.device))
+            plain = lambda model, prompts: WholePassRows(module, None, prompts, model.device)  # noqa: E731
+            patch.setattr(generation, "row_reader", plain)
             whole = generate(model, prompt, 60, seed=6, stop_at_end=True)
         assert stepped.sequence == whole.sequence
         assert stepped.ended == whole.ended
         np.testing.assert_allclose(stepped.log_likelihoods, whole.log_likelihoods, rtol=1e-4, atol=2e-5)
 
 
-def test_what_is_held_does_not_grow_with_the_sequence(model_of) -> None:
+@pytest.mark.parametrize("stop_at_end", [False, True])
+@pytest.mark.parametrize("kind", ["budget", "isotropic"])
+def test_rows_are_drawn_as_alone(kind: str, stop_at_end: bool, model_of) -> None:
+    """Prompts of several lengths, in patches that end at different bases; rows that end before others."""
+    model, prompts = model_of(kind), [*PROMPTS.values(), PROMPTS["one base"]]
+    settings = {"temperature": 1.3, "seed": 11, "stop_at_end": stop_at_end}
+    for batch_rows in (4, 30):
+        together = list(generate_many(model, prompts, 30, num_samples=2, batch_rows=batch_rows, **settings))
+        assert len(together) == 12
+        assert any(drawn.ended for drawn in together) == stop_at_end
+        for index, prompt in enumerate(prompts):
+            first, second = together[2 * index : 2 * index + 2]
+            alone = generate(model, prompt, 30, **settings)
+            assert first.sequence == alone.sequence
+            assert stop_at_end or first.sequence != second.sequence
+            assert first.ended == alone.ended
+            np.testing.assert_allclose(first.log_likelihoods, alone.log_likelihoods, rtol=1e-4, atol=2e-5)
+            np.testing.assert_array_equal(first.patch_lengths, alone.patch_lengths)
+            scored = model.score(second.sequence + "A").log_likelihoods[len(prompt) : -1]
+            np.testing.assert_allclose(second.log_likelihoods, scored, rtol=1e-4, atol=2e-5)
+        # The same prompt again.
+        assert [drawn.sequence for drawn in together[2:4]] == [drawn.sequence for drawn in together[10:]]
+
+
+def test_what_is_held_does_not_grow_with_the_sequence(hybrid_config) -> None:
     """In the shortest patches, and with logits of one pass over the whole."""
-    model = model_of("budget")
-    model = HyenaBLTModel(model.module, model.config, Patcher(None, StaticRule(patch_bases=1, max_patch_bases=8)))
+    stack = hybrid_config.global_model.model_copy(update={"blocks": ["hyena_se", "hyena_li", "hyena_mr"]})
+    torch.manual_seed(5)
+    config = hybrid_config.model_copy(update={"global_model": stack})
+    patcher = Patcher(None, StaticRule(patch_bases=1, max_patch_bases=8))
+    model = HyenaBLTModel(config.build().eval(), config, patcher)
     bases = random_genome(300, seed=9)
-    reader = generation.PatchReader(model, bases[:200])
     sizes = set()
     with torch.inference_mode():
+        reader = row_reader(model, [bases[:200]])
         for end in range(200, 300):
-            sizes.add(sum(x.untyped_storage().nbytes() for x in vars(reader).values() if isinstance(x, torch.Tensor)))
             whole = torch.tensor([[0, *bases[:end]]])
-            wanted = model.module(whole, torch.ones(1, end + 1, dtype=torch.int32))[0, -1]
-            torch.testing.assert_close(reader.logits(), wanted, rtol=1e-4, atol=1e-5)
-            reader.push(int(bases[end]))
-    # That of a step holds one patch more, until the next step.
-    assert max(sizes) <= (model.module.local_reach_bases + 3) * model.config.global_model.width * 4
+            wanted = model.module(whole, torch.ones(1, end + 1, dtype=torch.int32))[:, -1]
+            torch.testing.assert_close(reader.ready()[1], wanted, rtol=1e-4, atol=1e-5)
+            sizes.add(reader._decoder.num_bytes)
+            reader.push(0, int(bases[end]))
+    assert len(sizes) == 1
 
 
 def test_same_seed_same_sequence(model: HyenaBLTModel) -> None:
@@ -142,6 +171,14 @@ def test_max_length_counts_the_prompt(model_of) -> None:
         model.generate("ACGTA", max_length=4)
     with pytest.raises(GenerationError, match="num_bases is -1"):
         generate(model, "ACGTA", -1)
+    for name in ("num_samples", "batch_rows"):
+        with pytest.raises(GenerationError, match=f"{name} is 0: give 1 or more"):
+            generate_many(model, ["A"], 5, **{name: 0})
+    with pytest.raises(SamplingError, match="top_k is 0"):
+        generate_many(model, ["A"], 5, top_k=0)
+    with pytest.raises(SequenceError, match="'Z' at position 1"):
+        generate_many(model, ["A", "AZ"], 5)
+    assert list(generate_many(model, [], 5)) == []
     assert generate(model, "ACG", 0).sequence == "ACG"
 
 
@@ -150,7 +187,7 @@ def test_end_is_drawn_only_when_asked_for(model: HyenaBLTModel) -> None:
     bias = torch.zeros(512 if model.patcher is None else 5)
     bias[column] = 50.0
     # The isotropic model's head looks bytes up as well.
-    said = model.module.head if model.patcher is None else model.module.decoder
+    said = model.module.head if model.patcher is None else model.module.decoder.head
     handle = said.register_forward_hook(lambda _, inputs, y: y + bias if inputs[0].is_floating_point() else y)
     try:
         never, stopped = generate(model, "ACG", 10), generate(model, "ACG", 10, stop_at_end=True)

@@ -9,7 +9,7 @@ import pytest
 
 from hyena_blt_savanna.data.regions import RegionError
 from hyena_blt_savanna.evaluation.bits_per_base import evaluate_bits_per_base, fasta_documents
-from hyena_blt_savanna.evaluation.generation import generate
+from hyena_blt_savanna.evaluation.generation import generate, generate_many
 from hyena_blt_savanna.testing.toy_genomes import random_genome, write_dataset, write_fasta
 
 GENOME = random_genome(400, seed=31)
@@ -127,6 +127,25 @@ def test_generate_prints_fasta(
     assert "".join(lines) == generate(model_of("budget"), "ACGT", 100, 0.9, 3, seed=5).sequence
     assert run("generate", monkeypatch, checkpoint, "--prompt", "ACGU") == 1
     assert "'U' at position 3" in capsys.readouterr().err
+
+
+def test_generate_draws_several_behind_several_prompts(
+    checkpoint: Path, tmp_path: Path, model_of, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta = write_fasta(tmp_path / "prompts.fa", {"one some words": GENOME[:90], "two": GENOME[:7]})
+    arguments = [checkpoint, "--prompt", "ACGT", "--prompts", fasta, "--num-bases", 10, "--num-samples", 2, "--seed", 3]
+    assert run("generate", monkeypatch, *arguments, "--batch-rows", 4) == 0
+    records = [record.split("\n", 1) for record in capsys.readouterr().out.split(">")[1:]]
+    prompts = {"generated1": "ACGT", "one": GENOME[:90].tobytes().decode(), "two": GENOME[:7].tobytes().decode()}
+    names = [f"{name}.{sample}" for name in prompts for sample in (1, 2)]
+    assert [header.split()[0] for header, _ in records] == names
+    drawn = generate_many(model_of("budget"), list(prompts.values()), 10, num_samples=2, seed=3)
+    assert [letters.replace("\n", "") for _, letters in records] == [one.sequence for one in drawn]
+    assert records[2][0] == "one.1 prompt_bases=90 num_bases=10 temperature=1.0 seed=3"
+    assert run("generate", monkeypatch, checkpoint, "--num-samples", 0) == 1
+    assert "num_samples is 0: give 1 or more" in capsys.readouterr().err
+    assert run("generate", monkeypatch, checkpoint, "--prompts", tmp_path / "no.fa") == 1
+    assert "no.fa: no such file" in capsys.readouterr().err
 
 
 def test_report_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

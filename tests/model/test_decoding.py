@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyena_blt_savanna.model.decoding import Decoder, StackReader, modal_state
+from hyena_blt_savanna.model.decoding import Decoder, StackReader
 from hyena_blt_savanna.model.isotropic import Isotropic, IsotropicConfig
+from hyena_blt_savanna.model.memories import modal_state
 from hyena_blt_savanna.model.stack import StackConfig
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,6 +76,33 @@ def test_steps_equal_the_parallel_pass(name: str, num_first: int, dtype: torch.d
     assert float((ours - whole).abs().max() / whole.abs().max()) <= tolerance
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_at_different_positions_are_read_side_by_side(name: str) -> None:
+    """Joined, repeated, put in another order and left out on the way."""
+    model = build(name)
+    bases, first = sequence(100), (70, 1, 12)
+    of_row = bases[0], bases[1], bases[1].flip(0)
+    decoders = [Decoder(model) for _ in first]
+    logits = [decoder.prefill(row[None, :length]) for decoder, row, length in zip(decoders, of_row, first, strict=True)]
+    decoder, *others = decoders
+    decoder.join(others)
+    rows = torch.tensor([2, 0, 1, 0])
+    decoder.select(rows)
+    found = [[of_row] for of_row in torch.cat(logits)[rows]]
+    for step in range(25):
+        if step == 20:
+            rows = rows[:3]
+            decoder.select(torch.tensor([0, 1, 2]))
+        stepped = decoder.step(torch.stack([of_row[row][first[row] + step] for row in rows]))
+        for place, of_place in enumerate(stepped):
+            found[place].append(of_place)
+    for place, row in enumerate((2, 0, 1)):
+        whole = model(of_row[row][None])[0, first[row] - 1 : first[row] + 25]
+        assert float((torch.stack(found[place]) - whole).abs().max() / whole.abs().max()) <= 1e-5
+    assert len(found[3]) == 21
+    torch.testing.assert_close(torch.stack(found[3]), torch.stack(found[1][:21]))
+
+
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 100, 257])
 def test_modal_state_equals_the_sum(length: int) -> None:
     rates = torch.rand(3, 4, dtype=torch.double) + 0.01
@@ -128,8 +156,8 @@ def test_a_long_prompt_is_not_kept(name: str) -> None:
 def test_a_stack_reads_vectors() -> None:
     torch.manual_seed(0)
     stack = StackConfig(width=8, num_heads=2, blocks=["hyena_li", "attention", "hyena_mr"]).build()
-    reader, x = StackReader(stack), torch.randn(3, 40, 8)
-    parts = [reader.prefill(x[:, :15]), *(reader.step(x[:, t : t + 1]) for t in range(15, 40))]
+    reader, x = StackReader.of(stack), torch.randn(3, 40, 8)
+    parts = [reader.prefill(x[:, :15]), *(reader.step(x[:, t])[:, None] for t in range(15, 40))]
     torch.testing.assert_close(torch.cat(parts, 1), stack(x).detach(), rtol=1e-5, atol=1e-5)
 
 

@@ -281,6 +281,18 @@ def test_the_inference_model_says_the_same() -> None:
         difference = torch.stack(logits[1:], 1) - vortex["logits_incremental_from_200"]
         assert float(difference.abs().max()) <= bound
 
+    # Beside a row that is 120 positions behind, and twice.
+    tokens = vortex["tokens"][:1]
+    behind, before = Decoder(model), Decoder(model)
+    behind.prefill(tokens[:, :80])
+    before.prefill(tokens[:, :200])
+    behind.join([before])
+    behind.select(torch.tensor([1, 0, 1]))
+    steps = [behind.step(tokens[0, [t, t - 120, t]]) for t in range(200, 256)]
+    golden = vortex["logits_incremental_from_200"][0], source.tensors["logits"][0, 80:136]
+    for row, theirs in zip(torch.stack(steps, 1), (golden[0], golden[1], golden[0]), strict=True):
+        assert float((row - theirs).abs().max()) <= TOLERANCE * float(vortex["logits"].abs().max())
+
 
 def test_two_context_parallel_ranks() -> None:
     """Upstream's ranks hold zigzag pairs of chunks, and ours halves: what they compute is compared in the whole."""

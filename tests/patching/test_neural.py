@@ -154,6 +154,11 @@ def test_steppers_do_not_meet() -> None:
     ]
     assert_agree(np.concatenate([a for a, _ in pairs]), model.entropies(first))
     assert_agree(np.concatenate([b for _, b in pairs]), model.entropies(second))
+    # Nor does a copy meet what it was made of.
+    twin, third = one.copy(), stream(5)
+    twin.read(third)
+    assert_agree(one.read(second), model.entropies(np.concatenate([first, second]))[len(first) :])
+    assert_agree(twin.read(first), model.entropies(np.concatenate([first, third, first]))[-len(first) :])
 
 
 def test_a_reader_that_begins_in_the_midst_of_a_document() -> None:

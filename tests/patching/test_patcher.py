@@ -19,6 +19,7 @@ from hyena_blt_savanna.patching import Patcher, compute_entropy, segment_sequenc
 from hyena_blt_savanna.patching.adaptive import AdaptiveConfig, AdaptiveModel
 from hyena_blt_savanna.patching.cutting import cut
 from hyena_blt_savanna.patching.entropy_models import (
+    EntropyModel,
     EntropyModelError,
     load_entropy_model,
     read_about,
@@ -117,6 +118,35 @@ def test_boundaries_while_generating_equal_those_afterwards(seed: int, rule: Pat
         assert stepper.push(base) == stepper.next_starts_patch
     lengths = patcher.segment_sequence(stream)
     assert starts == [0, *np.cumsum(lengths)[:-1].tolist()]
+
+
+@given(st.integers(0, 100), st.sampled_from(RULES), st.lists(st.integers(0, 300), max_size=5))
+@settings(max_examples=40)
+def test_reading_at_once_equals_reading_base_by_base(seed: int, rule: PatchRuleConfig, cuts: list[int]) -> None:
+    """In stretches of any length, while copies go another way."""
+    patcher, stream = Patcher(MODEL, rule), stream_with_marks(seed, 300)
+    pushed, at_once, since = patcher.stepper(), patcher.stepper(), 0
+    for part in np.split(stream, sorted(cuts)):
+        at_once.copy().read(stream_with_marks(seed + 1, 50))
+        lengths = []
+        for base in part.tolist():
+            since += 1
+            if pushed.push(base):
+                lengths.append(since)
+                since = 0
+        assert at_once.read(part).tolist() == lengths
+        assert at_once.next_starts_patch == pushed.next_starts_patch
+        assert at_once.next_entropy_nats == pushed.next_entropy_nats
+
+
+@pytest.mark.parametrize("model", [MODEL, AdaptiveModel(AdaptiveConfig(order=4))])
+def test_a_copy_of_a_stepper_knows_nothing_of_the_other(model: EntropyModel) -> None:
+    stream = random_bases(400, 8)
+    stepper = model.stepper()
+    stepper.read(stream[:200])
+    twin = stepper.copy()
+    twin.read(random_bases(100, 9))
+    np.testing.assert_array_equal(stepper.read(stream[200:]), model.entropies(stream)[200:])
 
 
 def test_a_static_patcher_needs_no_model(tmp_path: Path) -> None:
