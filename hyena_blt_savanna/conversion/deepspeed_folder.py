@@ -7,13 +7,14 @@ from pathlib import Path
 import yaml
 
 from hyena_blt_savanna.config import ConfigError
+from hyena_blt_savanna.conversion import native
 from hyena_blt_savanna.conversion.weights import ConversionError, ModelWeights, check_tensors, state_shapes
-from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE, patch_places, read_parts
+from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE, numerics_in_words, patch_places
 from hyena_blt_savanna.evaluation.sealed_folder import SealError, verify
 from hyena_blt_savanna.training.checkpoints import find_newest_whole
 from hyena_blt_savanna.training.run_config import RunConfig
 from hyena_blt_savanna.training.training_state import TrainingState
-from hyena_blt_savanna.training.universal import CONFIG, STATE, read_training_state
+from hyena_blt_savanna.training.universal import CONFIG, STATE, read_state, read_training_state, trained_in
 
 
 def read(path: Path) -> ModelWeights:
@@ -32,8 +33,7 @@ def read(path: Path) -> ModelWeights:
     """
     folder = find_checkpoint(path)
     if (folder / NATIVE).is_dir():
-        parts = read_parts(folder / NATIVE)
-        return ModelWeights(parts.config, parts.tensors, parts.patcher, parts.window_bases, parts.trained_on)
+        return native.read_unchecked(folder / NATIVE)
     verify_training(folder)
     return weights_of(folder, read_training_state(folder))
 
@@ -91,4 +91,8 @@ def weights_of(folder: Path, state: TrainingState) -> ModelWeights:
     notes = [f"{folder.name} holds no {NATIVE}/: the digest of the training data is not known"]
     if patch_places(model) is not None:
         notes.append(f"{folder.name} holds no {NATIVE}/: the patcher is not known, and new sequences can't be cut")
-    return ModelWeights(model, state.weights, None, longest, None, tuple(notes))
+    about = read_state(folder)
+    numerics = trained_in(about.get("fp8"), about["progress"].get("fp8_gap"))
+    if numerics is not None:
+        notes.append(numerics_in_words(numerics))
+    return ModelWeights(model, state.weights, window_bases=longest, trained_in=numerics, notes=tuple(notes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hyena_blt_savanna.conversion.weights import ModelWeights, check_tensors, state_shapes
-from hyena_blt_savanna.evaluation.native_checkpoint import read_parts, save_pretrained
+from hyena_blt_savanna.evaluation.native_checkpoint import find_native, numerics_in_words, read_parts, save_pretrained
 
 
 def read(path: Path) -> ModelWeights:
@@ -18,10 +18,23 @@ def read(path: Path) -> ModelWeights:
         ConversionError: the weights don't fit the configuration.
         PretrainedError: there is no checkpoint, or it is broken.
     """
+    weights = read_unchecked(path)
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    check_tensors(str(find_native(path)), state_shapes(weights.config), shapes)
+    return weights
+
+
+def read_unchecked(path: Path) -> ModelWeights:
+    """Likewise, whether or not the weights fit the configuration.
+
+    Raises:
+        PretrainedError: there is no checkpoint, or it is broken.
+    """
     parts = read_parts(path)
-    shapes = {name: tensor.shape for name, tensor in parts.tensors.items()}
-    check_tensors(str(parts.folder), state_shapes(parts.config), shapes)
-    return ModelWeights(parts.config, parts.tensors, parts.patcher, parts.window_bases, parts.trained_on)
+    notes = (numerics_in_words(parts.trained_in),) if parts.trained_in else ()
+    return ModelWeights(
+        parts.config, parts.tensors, parts.patcher, parts.window_bases, parts.trained_on, parts.trained_in, notes
+    )
 
 
 def write(weights: ModelWeights, folder: Path) -> list[str]:
@@ -37,5 +50,13 @@ def write(weights: ModelWeights, folder: Path) -> list[str]:
     Raises:
         PretrainedError: it can't be written.
     """
-    save_pretrained(folder, weights.tensors, weights.config, weights.patcher, weights.window_bases, weights.trained_on)
+    save_pretrained(
+        folder,
+        weights.tensors,
+        weights.config,
+        weights.patcher,
+        weights.window_bases,
+        weights.trained_on,
+        weights.trained_in,
+    )
     return []

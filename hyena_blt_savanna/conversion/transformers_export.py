@@ -157,6 +157,7 @@ def _write_configs(folder: Path, weights: ModelWeights, packed: dict[str, Any] |
         patcher=packed,
         window_bases=weights.window_bases,
         trained_on=weights.trained_on,
+        trained_in=weights.trained_in,
         code_version=hyena_blt_savanna.__version__,
         hidden_size=stack.width,
         num_hidden_layers=len(stack.blocks),

@@ -10,6 +10,7 @@ from hyena_blt_savanna.evaluation.native_checkpoint import NATIVE, save_pretrain
 from hyena_blt_savanna.evaluation.sealed_folder import copy_files
 from hyena_blt_savanna.training.universal import (
     CONFIG,
+    FP8_STATE,
     RANDOM_STATES,
     is_universal,
     read_state,
@@ -51,10 +52,17 @@ def convert(source: Path, target: Path) -> list[str]:
             return
         weights = weights_of(folder, state)
         notes.extend(weights.notes)
-        save_pretrained(to, weights.tensors, weights.config, None, weights.window_bases)
+        save_pretrained(to, weights.tensors, weights.config, None, weights.window_bases, None, weights.trained_in)
 
-    kept = {key: about[key] for key in ("progress", "num_ranks", "zero_stage", "versions")}
+    names = ["progress", "num_ranks", "zero_stage", "versions", "fp8"]
+    kept = {name: about[name] for name in names if name in about}
     write_universal(
-        target, state, kept, (folder / CONFIG).read_bytes(), write_native, random_states=folder / RANDOM_STATES
+        target,
+        state,
+        kept,
+        (folder / CONFIG).read_bytes(),
+        write_native,
+        random_states=folder / RANDOM_STATES,
+        fp8_state=folder / FP8_STATE,
     )
     return notes

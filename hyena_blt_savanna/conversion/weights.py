@@ -30,6 +30,7 @@ class ModelWeights:
         patcher: finds patch boundaries; None for a model of single bases, or where the format holds none.
         window_bases: longest window of the training, if known.
         trained_on: digest of the training data and the fold left out of them, if known.
+        trained_in: how products were computed, for weights of a training in FP8; see `NativeCheckpoint`.
         notes: what the source held that this can't, in words; for the user and for manifests.
     """
 
@@ -38,6 +39,7 @@ class ModelWeights:
     patcher: Patcher | None = None
     window_bases: int | None = None
     trained_on: dict[str, Any] | None = None
+    trained_in: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
 

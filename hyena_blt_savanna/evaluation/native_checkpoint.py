@@ -70,6 +70,7 @@ class NativeCheckpoint:
         patcher: finds patch boundaries; None for a model of single bases.
         window_bases: longest window that the model was trained on, if known.
         trained_on: the digest of the training data, and the fold of them that was left out, if known.
+        trained_in: how products were computed and how far from bf16 that was, for weights of a training in FP8.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class NativeCheckpoint:
     patcher: Patcher | None
     window_bases: int | None
     trained_on: dict[str, Any] | None = None
+    trained_in: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class NativeParts:
         patcher: finds patch boundaries; None for a model of single bases.
         window_bases: longest window that the model was trained on, if known.
         trained_on: the digest of the training data, and the fold of them that was left out, if known.
+        trained_in: how products were computed and how far from bf16 that was, for weights of a training in FP8.
     """
 
     folder: Path
@@ -99,6 +102,7 @@ class NativeParts:
     patcher: Patcher | None
     window_bases: int | None
     trained_on: dict[str, Any] | None = None
+    trained_in: dict[str, Any] | None = None
 
 
 def patch_places(config: Config) -> tuple[str, int] | None:
@@ -123,6 +127,7 @@ def save_pretrained(
     patcher: Patcher | None,
     window_bases: int | None = None,
     trained_on: Mapping[str, Any] | None = None,
+    trained_in: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a native checkpoint, whole or not at all, with one tensor more in memory than there were.
@@ -135,6 +140,7 @@ def save_pretrained(
         patcher: cuts sequences as the training data were cut; None for a model of single bases.
         window_bases: longest window of the training; evaluation takes it by default.
         trained_on: `data_sha256` of the training data and the fold `left_out` of them, or None.
+        trained_in: of a training in FP8: `precision`, `recipe`, `backend`, `version`, `bf16_blocks` and the last `gap`.
         shard_bytes: more weights than this are written as shards of at most so many bytes.
 
     Raises:
@@ -150,6 +156,8 @@ def save_pretrained(
         "trained_on": trained_on,
         "versions": _versions(),
     }
+    if trained_in is not None:
+        about["trained_in"] = trained_in
     try:
         with written_whole(folder) as partial:
             tensors = {name: lazy(value) if isinstance(value, Tensor) else value for name, value in weights.items()}
@@ -178,6 +186,8 @@ def read_native(path: Path) -> NativeCheckpoint:
     with torch.random.fork_rng(devices=[]):
         module: nn.Module = parts.config.build()  # type: ignore[attr-defined]
     _load_weights(module, parts)
+    if parts.trained_in is not None:
+        logger.warning("%s: %s", parts.folder, numerics_in_words(parts.trained_in))
     return NativeCheckpoint(
         folder=parts.folder,
         module=module.eval().requires_grad_(False),
@@ -185,6 +195,7 @@ def read_native(path: Path) -> NativeCheckpoint:
         patcher=parts.patcher,
         window_bases=parts.window_bases,
         trained_on=parts.trained_on,
+        trained_in=parts.trained_in,
     )
 
 
@@ -208,8 +219,27 @@ def read_parts(path: Path) -> NativeParts:
         raise PretrainedError(str(error)) from error
     patcher = _load_patcher(folder)
     _check_patches_fit(folder, config, patcher)
-    window_bases, trained_on = about.get("window_bases"), about.get("trained_on")
-    return NativeParts(folder, config, tensors, patcher, window_bases, trained_on)
+    known = {key: about.get(key) for key in ("window_bases", "trained_on", "trained_in")}
+    return NativeParts(folder, config, tensors, patcher, **known)
+
+
+def numerics_in_words(trained_in: Mapping[str, Any]) -> str:
+    """What a user of weights from a training in FP8 must know of them.
+
+    Args:
+        trained_in: of a checkpoint.
+    """
+    gap = trained_in.get("gap")
+    known = (
+        "FP8 and bf16 were not compared"
+        if gap is None
+        else f"at step {gap['step']}, on {gap['num_bases']:,.0f} bases, FP8 and bf16 were "
+        f"{gap['difference_bits']:.4f} bits per base apart"
+    )
+    return (
+        f"trained in FP8 ({trained_in['recipe']} scaling by {trained_in['backend']} {trained_in['version']}), and "
+        f"computed in the dtype of its weights or bf16 elsewhere; {known}"
+    )
 
 
 def find_native(path: Path) -> Path:

@@ -28,6 +28,7 @@ class HyenaBLTModel:
         patcher: finds patch boundaries; None for a model of single bases.
         window_bases: longest window that the model was trained on, if known.
         trained_on: the digest of its training data, and the fold of them that was left out, if known.
+        trained_in: how products were computed, for weights of a training in FP8; see `NativeCheckpoint`.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class HyenaBLTModel:
         patcher: Patcher | None,
         window_bases: int | None = None,
         trained_on: Mapping[str, Any] | None = None,
+        trained_in: Mapping[str, Any] | None = None,
     ) -> None:
         self.module = module.eval()
         self.config = config
         self.patcher = patcher
         self.window_bases = window_bases
         self.trained_on = trained_on
+        self.trained_in = trained_in
 
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -65,7 +68,7 @@ class HyenaBLTModel:
             raise PretrainedError(
                 f"device {str(device)!r} can't be used: {error}; take another, such as cpu"
             ) from error
-        return cls(module, native.config, native.patcher, native.window_bases, native.trained_on)
+        return cls(module, native.config, native.patcher, native.window_bases, native.trained_on, native.trained_in)
 
     def save(self, folder: str | Path) -> None:
         """Writes the model as a native checkpoint.
@@ -74,7 +77,13 @@ class HyenaBLTModel:
             PretrainedError: it can't be written; nothing of it is left.
         """
         save_pretrained(
-            Path(folder), self.module.state_dict(), self.config, self.patcher, self.window_bases, self.trained_on
+            Path(folder),
+            self.module.state_dict(),
+            self.config,
+            self.patcher,
+            self.window_bases,
+            self.trained_on,
+            self.trained_in,
         )
 
     def with_patches(self, factor: float) -> HyenaBLTModel:
@@ -89,7 +98,8 @@ class HyenaBLTModel:
         """
         if self.patcher is None:
             raise NoPatcherError("this model has no patcher: there are no patches to make longer or shorter")
-        return HyenaBLTModel(self.module, self.config, self.patcher.scaled(factor), self.window_bases, self.trained_on)
+        patcher = self.patcher.scaled(factor)
+        return HyenaBLTModel(self.module, self.config, patcher, self.window_bases, self.trained_on, self.trained_in)
 
     @property
     def device(self) -> torch.device:

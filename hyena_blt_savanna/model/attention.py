@@ -10,6 +10,7 @@ from torch.nn import functional
 from hyena_blt_savanna.config import Config, ConfigError
 from hyena_blt_savanna.model.flops import attention, linear
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
+from hyena_blt_savanna.model.linear import Linear
 from hyena_blt_savanna.model.rotary import RotaryConfig, rotary_tables, rotate
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 
@@ -62,8 +63,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.config = config
         self.context = context
-        self.in_projection = nn.Linear(width, 3 * width, bias=False)
-        self.out_projection = nn.Linear(width, width, bias=config.output_bias)
+        self.in_projection = Linear(width, 3 * width, bias=False)
+        self.out_projection = Linear(width, width, bias=config.output_bias)
         nn.init.normal_(self.in_projection.weight, std=small_init_std(width))
         nn.init.normal_(self.out_projection.weight, std=wang_init_std(width, num_blocks))
         if config.output_bias:

@@ -64,6 +64,14 @@ KERNELS = {
         "build csrc/flashfftconv, then the root, of github.com/HazyResearch/flash-fft-conv (not maintained since 2024)",
         "long convolutions in bf16",
     ),
+    "transformer_engine": Kernel(
+        ("transformer-engine",),
+        "transformer_engine.pytorch",
+        (2, 9),
+        (8, 9),
+        _FROM_REQUIREMENTS,
+        "matrix products in FP8",
+    ),
 }
 """By the names that the rest of the package uses."""
 

@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hyena_blt_savanna.model.back_to_back import takes_back_to_back
 from hyena_blt_savanna.model.cuda_convolution import subquadratic_back_to_back
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
+from hyena_blt_savanna.model.linear import Projection, project
 from hyena_blt_savanna.model.operators import HyenaConfig, HyenaMR, HyenaOperator, HyenaSE, convolve_slice
 from hyena_blt_savanna.model.precision import widen
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
@@ -52,7 +52,7 @@ def thirds(rows: Tensor, interleaved: bool) -> Tensor:
     return rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1) if interleaved else rows
 
 
-class InputProjection(nn.Module):
+class InputProjection(Projection):
     """[B, L, M] to [3 M, B, L]. Initialised with `small_init`."""
 
     def __init__(self, width: int, interleaved: bool) -> None:
@@ -65,7 +65,8 @@ class InputProjection(nn.Module):
         """Projects; the channels come out as all of x1, then x2, then v."""
         batch, length, width = u.shape
         # The weight is put in order, not the activations: it is small.
-        flat = torch.mm(thirds(self.weight, self.interleaved), u.reshape(-1, width).t())
+        weight = thirds(self.weight, self.interleaved)
+        flat = project(u.reshape(-1, width), weight, product=self.product, channels_first=True)
         return flat.view(-1, batch, length)
 
 
@@ -88,7 +89,7 @@ class Featurizer(nn.Module):
         return thirds(widen(self.taps), self.interleaved)
 
 
-class OutputProjection(nn.Module):
+class OutputProjection(Projection):
     """[M, B, L] to [B, L, M]. Initialised with `wang_init`, its bias with zeros."""
 
     def __init__(self, width: int, bias: bool, num_blocks: int) -> None:
@@ -100,4 +101,5 @@ class OutputProjection(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Projects back to one vector a position."""
         width, batch, length = y.shape
-        return functional.linear(y.reshape(width, -1).t(), self.weight, self.bias).view(batch, length, -1)
+        flat = project(y.reshape(width, -1).t(), self.weight, self.bias, self.product)
+        return flat.view(batch, length, -1)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from hyena_blt_savanna.config import Config
 from hyena_blt_savanna.model.flops import linear
 from hyena_blt_savanna.model.initialisation import small_init_std, wang_init_std
+from hyena_blt_savanna.model.linear import Linear
 
 Activation = Literal["gelu", "silu", "identity"]
 
@@ -56,9 +57,9 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, hidden_width: int, activation: Activation, num_blocks: int) -> None:
         super().__init__()
         self.activation = activation
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
+        self.gate = Linear(width, hidden_width, bias=False)
+        self.up = Linear(width, hidden_width, bias=False)
+        self.down = Linear(hidden_width, width, bias=False)
         nn.init.normal_(self.gate.weight, std=small_init_std(width))
         nn.init.normal_(self.up.weight, std=small_init_std(width))
         nn.init.normal_(self.down.weight, std=wang_init_std(width, num_blocks))

@@ -7,7 +7,8 @@ checkpoints/step_00000100/
     random_states/         of each group of ranks that share windows: as many as there are data ranks
     native/                consolidated weights, as evaluation and other tools read them
     config.yaml            of the run
-    state.json             step, stage, sums of the unfinished logging interval, ranks, versions
+    fp8.pt                 what delayed scales follow, of a training in FP8 that has them
+    state.json             step, stage, sums of the unfinished logging interval, ranks, versions, numerics of FP8
     manifest.json          size and SHA-256 of every file above; written last
 """
 
@@ -36,7 +37,7 @@ from hyena_blt_savanna.data.whole_files import PARTIAL_SUFFIX, write_whole
 from hyena_blt_savanna.evaluation.sealed_folder import SealError, verify, write_seal
 from hyena_blt_savanna.training.background_writing import BackgroundWriting, WriteFolder
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
-from hyena_blt_savanna.training.host_copies import Write, copy_states
+from hyena_blt_savanna.training.host_copies import Write, copy_states, copy_to_host
 from hyena_blt_savanna.training.model_config import differing_models
 from hyena_blt_savanna.training.ranks import Ranks, on_first_rank
 from hyena_blt_savanna.training.training_state import CheckpointError, TrainingState, restore
@@ -44,14 +45,18 @@ from hyena_blt_savanna.training.universal import (
     CONFIG,
     DEEPSPEED,
     FORMAT_VERSION,
+    FP8_STATE,
     RANDOM_STATES,
     STATE,
     is_universal,
     read_state,
     read_training_state,
+    trained_in,
 )
 
 logger = logging.getLogger(__name__)
+
+NativeWriter = Callable[[Path, dict[str, torch.Tensor], int, dict[str, Any] | None], None]
 
 _DELETED = ".deleted"
 _LISTED_ERRORS = 4
@@ -86,6 +91,7 @@ class Progress:
         interval_seconds: spent in these steps.
         recent_losses: nats a base of the latest steps that were learned from, where spikes are looked for.
         num_bad_steps: steps that were not learned from, one after the other, up to here.
+        fp8_gap: what the gate of a training in FP8 found last; see `fp8_gate.Gap`.
     """
 
     step: int = 0
@@ -96,6 +102,7 @@ class Progress:
     interval_seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     num_bad_steps: int = 0
+    fp8_gap: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,15 +114,15 @@ class Checkpoints:
         config: when to write and what to keep.
         run_config: the run's whole configuration, as plain values.
         ranks: this process among all.
-        save_native: writes consolidated weights into a folder, given the steps that they were trained for; called on
-            the first rank, in a thread.
+        save_native: writes consolidated weights into a folder, given the steps that they were trained for, and how
+            they were multiplied if that was in FP8; called on the first rank, in a thread.
     """
 
     folder: Path
     config: CheckpointConfig
     run_config: dict[str, Any]
     ranks: Ranks
-    save_native: Callable[[Path, dict[str, torch.Tensor], int], None] | None = None
+    save_native: NativeWriter | None = None
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` steps."""
@@ -148,7 +155,8 @@ class Checkpoints:
             if write_native is not None:
                 # The progress goes on while the thread writes.
                 num_steps = progress.step
-                folders["native"] = lambda folder: write_native(folder, weights, num_steps)
+                numerics = trained_in(engine.fp8.numerics if engine.fp8 else None, progress.fp8_gap)
+                folders["native"] = lambda folder: write_native(folder, weights, num_steps, numerics)
         local = self.config.local_folder
         if local is not None:
             local = local / f"{target.name}.{uuid.uuid4().hex}"
@@ -211,10 +219,11 @@ class Checkpoints:
         DeepSpeed where the cut is the same; elsewhere the first rank puts them together and shares them out anew.
 
         Raises:
-            CheckpointError: it is of another model, or its files don't belong together.
+            CheckpointError: it is of another model or another FP8, or its files don't belong together.
         """
         progress = self.progress_of(path)
         state = read_state(path)
+        self._check_fp8(engine, path, state)
         if not is_universal(path) and self._has_same_cut(engine, state, self._config_of(path)):
             engine.deepspeed.load_checkpoint(str(path), tag=DEEPSPEED)
         else:
@@ -228,6 +237,7 @@ class Checkpoints:
                 engine.zero_stage,
             )
         self._restore_random_states(path / RANDOM_STATES, progress.step)
+        self._restore_fp8(engine, path, state)
         return progress
 
     def _config_of(self, path: Path) -> dict[str, Any]:
@@ -264,6 +274,39 @@ class Checkpoints:
             and _settings_in_files(saved) == _settings_in_files(self.run_config)
         )
 
+    def _check_fp8(self, engine: TrainingEngine, path: Path, state: Mapping[str, Any]) -> None:
+        """Refuses one FP8 after another; between FP8 and anything wider the way is open, and told."""
+        was, now = state.get("fp8"), engine.fp8.numerics if engine.fp8 else None
+        if was is None or now is None:
+            if was != now:
+                gap = state["progress"].get("fp8_gap")
+                logger.warning(
+                    "%s was trained in %s, and the run goes on in %s%s",
+                    path,
+                    f"FP8 ({_as_text(was)})" if was else "fp32 or bf16",
+                    f"FP8 ({_as_text(now)})" if now else engine.precision,
+                    f"; at step {gap['step']}, FP8 and bf16 were {gap['difference_bits']:.4f} bits per base apart"
+                    if gap
+                    else "",
+                )
+            return
+        if {**was, "version": None} != {**now, "version": None}:
+            raise CheckpointError(
+                f"{path} was trained in FP8 with {_as_text(was)}, and this run has {_as_text(now)}: give training.fp8 "
+                "the former, go on in bf16 (training.precision=bf16 training.fp8=null), or choose another run folder "
+                f"and start_from={path}"
+            )
+        if was["version"] != now["version"]:
+            logger.warning("%s was trained in FP8 with %s, and this is %s", path, _as_text(was), now["version"])
+
+    def _restore_fp8(self, engine: TrainingEngine, path: Path, state: Mapping[str, Any]) -> None:
+        if engine.fp8 is None:
+            return
+        file, has_same_version = path / FP8_STATE, state.get("fp8") == engine.fp8.numerics
+        # Libraries change what they keep from version to version.
+        is_read = file.exists() and (has_same_version or engine.fp8.numerics["backend"] == "torch")
+        engine.fp8.load_state(torch.load(file, weights_only=True) if is_read else {})
+
     def _reshard(self, engine: TrainingEngine, path: Path) -> None:
         read: list[TrainingState] = []
         on_first_rank(self.ranks, lambda: read.append(read_training_state(path)))
@@ -284,11 +327,17 @@ class Checkpoints:
             "tied_names": engine.tied_names,
             "versions": {name: version(name) for name in ("torch", "deepspeed", "numpy")},
         }
+        if engine.fp8:
+            state["fp8"] = engine.fp8.numerics
         texts = {
             STATE: json.dumps(state, indent=1).encode(),
             CONFIG: yaml.safe_dump(self.run_config, sort_keys=False).encode(),
         }
-        return {name: partial(_write_text, text=text) for name, text in texts.items()}
+        files: dict[str, Write] = {name: partial(_write_text, text=text) for name, text in texts.items()}
+        scales = copy_to_host(engine.fp8.state()) if engine.fp8 else {}
+        if scales:
+            files[FP8_STATE] = lambda path: torch.save(scales, path)
+        return files
 
     def _seal(self, partial_folder: Path, final: Path, entries: dict[str, dict[str, Any]]) -> None:
         write_seal(partial_folder, {"format_version": FORMAT_VERSION}, entries)
@@ -339,6 +388,10 @@ def find_newest_whole(folder: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def _as_text(numerics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in numerics.items())
 
 
 def _settings_in_files(run_config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -25,12 +25,15 @@ import torch
 from hyena_blt_savanna.model.back_to_back import KERNEL as BACK_TO_BACK
 from hyena_blt_savanna.model.back_to_back import why_no_back_to_back
 from hyena_blt_savanna.model.convolution import BACKENDS, why_unusable
+from hyena_blt_savanna.model.fp8 import Backend, product_errors
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.model.kernels import KERNELS, probe
 from hyena_blt_savanna.model.stack import StackConfig
 
 LEAST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 10e9
+LARGEST_FP8_ERROR = 0.15
+"""Of a product in FP8 against fp32; its own rounding is a third of this at most."""
 _TIMEOUT_SECONDS = 60
 _REINSTALL = "pip install --force-reinstall --requirement requirements.txt"
 _NOT_AT_RUN_TIME = ("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "transformers")
@@ -77,6 +80,7 @@ def examine(root: Path, work: Path) -> list[Finding]:
         *_machine(work),
         *_torch(),
         *_kernels(),
+        *_fp8(),
         _deepspeed(),
         *_tools(),
         _mpi(),
@@ -231,6 +235,30 @@ def _kernels() -> Iterable[Finding]:
         yield Finding("kernels", "back_to_back", "works", "equals the plain reference, values and gradients", False)
     else:
         yield _unusable("back_to_back", BACK_TO_BACK, reason, device)
+
+
+def _fp8() -> Iterable[Finding]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = probe("transformer_engine").reason
+    if reason is None:
+        mend = KERNELS["transformer_engine"].install
+        yield _tried(
+            "kernels", "transformer_engine", partial(_multiply_in_fp8, "transformer_engine", device), False, mend
+        )
+    else:
+        yield _unusable("transformer_engine", "transformer_engine", reason, device)
+    yield _tried(
+        "kernels", "FP8 by torch", partial(_multiply_in_fp8, "torch", device), False, "use training.precision=bf16"
+    )
+
+
+def _multiply_in_fp8(backend: Backend, device: torch.device) -> str:
+    errors = product_errors(backend, device)
+    name, largest = max(errors.items(), key=lambda item: item[1])
+    if not largest < LARGEST_FP8_ERROR:
+        raise ArithmeticError(f"a layer differs from fp32 in {name} by {largest:.3f} of its norm")
+    how = "" if device.type == "cuda" else ", by products in fp32 of factors in FP8: right, and slow"
+    return f"a layer is within {largest:.3f} of fp32 on {device.type}{how}"
 
 
 def _unusable(name: str, kernel: str, reason: str, device: torch.device) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model import cpu_kernels
+from hyena_blt_savanna.model.fp8 import Fp8Layers
 from hyena_blt_savanna.model.hyena_blt import Objective
 from hyena_blt_savanna.model.prediction import Prediction
 from hyena_blt_savanna.training.loss import scored_weight
@@ -18,7 +20,7 @@ from hyena_blt_savanna.training.optimizer import OptimizerConfig
 from hyena_blt_savanna.training.ranks import Ranks
 from hyena_blt_savanna.training.stragglers import WorkClock
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 
 def faster_precision(device: torch.device) -> Precision:
@@ -137,11 +139,13 @@ class TrainingEngine:
         ranks: from `join_ranks`.
         optimizer: AdamW's settings.
         gradient_clipping: largest norm of all gradients; None does not clip.
-        precision: bf16 computes matrix products in bfloat16 and keeps fp32 weights (torch.autocast, by DeepSpeed).
+        precision: bf16 computes matrix products in bfloat16 and keeps fp32 weights (torch.autocast, by DeepSpeed); fp8
+            likewise, but for the products of `fp8`.
         deepspeed_block: DeepSpeed's own settings, such as `zero_optimization`.
         torch_optimizer: takes the place of AdamW.
         objective: what the model is asked for; anything but next_base is for a HyenaBLT.
         loss_chunk_bases: bases whose logits exist at a time; None: all of a micro batch.
+        fp8: the layers of the model that multiply in FP8.
 
     Attributes:
         optimizer_names: of the parameters that are trained, in the order of the optimizer.
@@ -160,6 +164,7 @@ class TrainingEngine:
         torch_optimizer: torch.optim.Optimizer | None = None,
         objective: Objective = "next_base",
         loss_chunk_bases: int | None = None,
+        fp8: Fp8Layers | None = None,
     ) -> None:
         import deepspeed
 
@@ -169,6 +174,7 @@ class TrainingEngine:
         self.precision = precision
         self.objective = objective
         self.loss_chunk_bases = loss_chunk_bases
+        self.fp8 = fp8
         self.zero_stage = int(block.get("zero_optimization", {}).get("stage", 0))
         self.module = model
         built = torch_optimizer or (optimizer or OptimizerConfig()).build(model.to(ranks.device))
@@ -251,7 +257,8 @@ class TrainingEngine:
             asked["objective"] = self.objective
         if self.ranks.num_context > 1:
             asked |= {"left_patches": batch.left_patches, "first_positions": batch.first_positions}
-        return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
+        with self.fp8.passing() if self.fp8 else nullcontext():
+            return self.deepspeed(batch.bases, batch.patch_lengths, **asked)
 
     def accumulate(
         self,
@@ -312,6 +319,17 @@ class TrainingEngine:
         Raises:
             DivergedError: the norm is not finite.
         """
+        try:
+            norm = self._update(lr)
+        except DivergedError:
+            if self.fp8:
+                self.fp8.forget_step()
+            raise
+        if self.fp8:
+            self.fp8.end_step(self.ranks.largest)
+        return norm
+
+    def _update(self, lr: float) -> float:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         norm = None
@@ -417,7 +435,7 @@ def deepspeed_config(
         block: passed through.
         num_ranks: of the run.
         gradient_clipping: 0 leaves gradients as they are.
-        precision: fp32 or bf16.
+        precision: of the matrix products.
     """
     config: dict[str, Any] = {
         # The boundary of accumulation is set by hand at each micro batch, so that it may change between stages.
@@ -430,7 +448,7 @@ def deepspeed_config(
         # It waits for the device at every forward pass.
         "timers": {"throughput": {"enabled": False}},
     }
-    if precision == "bf16":
+    if precision != "fp32":
         # An empty list of modules keeps gradients and gathered weights in fp32 on the wire.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return {**config, **block}

@@ -15,6 +15,7 @@ import psutil  # type: ignore[import-untyped]
 from hyena_blt_savanna.training.bad_steps import BadStepsConfig, why_bad
 from hyena_blt_savanna.training.checkpoints import CheckpointError, Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, Totals, TrainingBatch, TrainingEngine, weight_of
+from hyena_blt_savanna.training.fp8_gate import DriftedError, Fp8Gate
 from hyena_blt_savanna.training.loss import NATS_PER_BIT
 from hyena_blt_savanna.training.metrics import Reporter, training_line
 from hyena_blt_savanna.training.saving import Saver
@@ -85,6 +86,7 @@ class TrainingLoop:
         check: called at every logging interval; raises to stop the run.
         is_asked_to_stop: whether this rank has heard that the run should save and leave; one rank is enough.
         beat: called whenever there is progress.
+        fp8_gate: compares FP8 with bf16 at each checkpoint; None: the training is not in FP8.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class TrainingLoop:
         check: Callable[[], None] = lambda: None,
         is_asked_to_stop: Callable[[], bool] = lambda: False,
         beat: Callable[[], None] = lambda: None,
+        fp8_gate: Fp8Gate | None = None,
     ) -> None:
         self.plan = plan
         self.engine = engine
@@ -112,6 +115,7 @@ class TrainingLoop:
         self.check = check
         self.is_asked_to_stop = is_asked_to_stop
         self.beat = beat
+        self.fp8_gate = fp8_gate
         self.saver = Saver(checkpoints, engine, reporter)
         self._local = Totals()
         self._num_asked_to_stop = 0.0
@@ -130,6 +134,7 @@ class TrainingLoop:
 
         Raises:
             DivergedError: the gradients are no longer finite.
+            DriftedError: FP8 is too far from bf16, and the run is to stop then; it has saved.
             CheckpointError: a checkpoint can't be written.
             StoppedError: a rank was asked to stop; the step is finished and saved.
         """
@@ -167,16 +172,39 @@ class TrainingLoop:
                     self._leave_out(progress, place.stage, part, step_in_part, error)
                 self.beat()
                 stops = self._num_asked_to_stop > 0 and progress.step < self.plan.num_steps
-                if progress.step == stop_step or stops:
+                is_due = progress.step == stop_step or progress.step % self.plan.checkpoint_every_steps == 0
+                # Who is asked to stop has no time to lose.
+                drifted = None if stops or not is_due else self._compare(progress, place.stage)
+                if progress.step == stop_step or stops or drifted:
                     self._collect(progress)
                     is_saved = self._save(progress, may_fail=stops)
-                elif progress.step % self.plan.checkpoint_every_steps == 0:
+                elif is_due:
                     self._collect(progress)
                     self.saver.begin(progress)
+                if drifted:
+                    raise DriftedError(drifted)
                 if stops:
                     self.reporter.event("stopped", {"step": progress.step})
                     how = "saved" if is_saved else "could not save"
                     raise StoppedError(f"asked to stop: {how} after step {progress.step}")
+
+    def _compare(self, progress: Progress, stage: int) -> str | None:
+        """Lets the gate look at FP8; what it says if the run is to stop for it."""
+        gate = self.fp8_gate
+        if gate is None:
+            return None
+        began = time.perf_counter()
+        gap = gate.compare(progress.step, stage)
+        progress.fp8_gap, reason = gap.to_dict(), gate.why_drifted(gap)
+        found = {**progress.fp8_gap, "is_within": reason is None, "tolerance_bits": gate.config.tolerance_bits}
+        self.reporter.event("fp8_gate", {**found, "gate_seconds": time.perf_counter() - began})
+        if reason is None:
+            logger.info("step %d: FP8 and bf16 are %.5f bits per base apart", progress.step, gap.bits)
+            return None
+        if gate.config.on_drift == "stop":
+            return f"step {progress.step}: {reason}"
+        logger.error("step %d: %s", progress.step, reason)
+        return None
 
     def _save(self, progress: Progress, may_fail: bool) -> bool:
         try:

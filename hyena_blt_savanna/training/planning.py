@@ -39,7 +39,8 @@ class Machine:
         num_ranks: GPUs, one a rank.
         memory_bytes: of each.
         peak_flops: of each, FLOP/s.
-        utilisation: share of the peak that all operations reach together, what is computed a second time included.
+        utilisation: share of the peak that all operations reach together, what is computed a second time included;
+            products in FP8 are counted as those in bf16.
         is_gpu: False for ranks on a CPU: matrix products in fp32 unless asked for, and buffers count as far as they are
             written to; all of the memory is counted on.
     """
@@ -238,6 +239,7 @@ class Planner:
             training.objective,
             tuple(training.frozen),
             training.loss_chunk_bases,
+            training.fp8,
         )
 
     def _rehearse(self, wanted: Pass) -> Rehearsal:

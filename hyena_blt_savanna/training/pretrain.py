@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hyena_blt_savanna.model.convolution import prefer_backend
+from hyena_blt_savanna.model.fp8 import Fp8Layers, use_fp8
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS
+from hyena_blt_savanna.model.stack import global_stack
 from hyena_blt_savanna.parallel.context import ContextParallel
 from hyena_blt_savanna.training.checkpoints import Checkpoints, Progress
 from hyena_blt_savanna.training.engine import DivergedError, TrainingEngine, faster_precision
 from hyena_blt_savanna.training.first_weights import check_patterns, freeze, load_first_weights
 from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.fp8_gate import DriftedError, Fp8Gate
 from hyena_blt_savanna.training.logs import log_to_file, log_to_terminal
 from hyena_blt_savanna.training.loop import Plan, StoppedError, TrainingLoop
 from hyena_blt_savanna.training.meshes import check_meshes, fitting_ranks
@@ -41,7 +45,7 @@ from hyena_blt_savanna.training.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 DIVERGED = 3
-"""The exit code of a run whose gradients are no longer finite."""
+"""The exit code of a run whose gradients are no longer finite, or whose FP8 is too far from bf16."""
 STOPPED = 75
 """The exit code of a run that was asked to stop, has saved, and is to be started again (sysexits.h: EX_TEMPFAIL)."""
 _OTHERS_WAIT_SECONDS = 5.0
@@ -56,8 +60,9 @@ def main(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
         signals: that ask this process to stop; None: nothing asks.
 
     Returns:
-        The exit code: 0; 2 after a mistake, 3 when the training has diverged, told in the log; 75 when it was asked to
-        stop and has saved. A job of Slurm is back in the queue by then, unless somebody cancelled it.
+        The exit code: 0; 2 after a mistake, 3 when the training has diverged or its FP8 drifted, told in the log; 75
+        when it was asked to stop and has saved. A job of Slurm is back in the queue by then, unless somebody
+        cancelled it.
     """
     rank, num_given = find_launched()
     log_to_terminal(rank == 0)
@@ -77,14 +82,14 @@ def main(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
         if rank == 0:
             requeue(os.environ)
         return STOPPED
-    except (ValueError, OSError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError, DriftedError) as error:
         # What is wrong with the input is wrong on every rank: the first one says it, unless it has not met it.
         if rank > 0:
             _wait(_OTHERS_WAIT_SECONDS, signals)
         logger.error("%s", error)
         # Not a logger of this package: the traceback goes to the log file, not to the terminal.
         logging.getLogger("traceback").info("raised here", exc_info=True)
-        return DIVERGED if isinstance(error, DivergedError) else 2
+        return DIVERGED if isinstance(error, DivergedError | DriftedError) else 2
     return 0
 
 
@@ -118,7 +123,8 @@ def pretrain(config: RunConfig, ranks: Ranks, signals: StopSignals | None = None
         CheckpointError: the run folder's checkpoint, or the one to start from, is of another model, or one can't be
             written.
         DivergedError: the gradients are no longer finite.
-        KernelError: the convolution backend that is asked for doesn't work here.
+        DriftedError: FP8 and bf16 differ by more than `training.fp8` allows; the run has saved.
+        KernelError: the convolution backend or the FP8 that is asked for can't be had here.
         StoppedError: a rank was asked to stop, and the run has saved.
     """
     signals = signals or StopSignals()
@@ -203,11 +209,21 @@ class _Run:
                 check=self.check,
                 is_asked_to_stop=lambda: self.signals.received is not None,
                 beat=watchdog.beat,
+                fp8_gate=self._gate(engine),
             )
             progress = loop.run(progress, stop_step)
         engine.close()
         context.close()
         return progress
+
+    def _gate(self, engine: TrainingEngine) -> Fp8Gate | None:
+        settings = self.config.training.fp8
+        if settings is None:
+            return None
+        score = self.data.validator(engine, settings.gate_windows)
+        assert engine.fp8 is not None
+        assert score is not None, "the run's configuration asks for it"
+        return Fp8Gate(settings, engine.fp8, score)
 
     def _last_like(self, stage: int) -> int:
         """The last stage that a stage shares mesh and model with, and all stages between them do."""
@@ -236,7 +252,7 @@ def build_engine(
     Raises:
         PretrainedError: there is no checkpoint, or it is broken.
         CheckpointError: it is of another model.
-        KernelError: the convolution backend that is asked for doesn't work here.
+        KernelError: the convolution backend or the FP8 that is asked for can't be had here.
         ConfigError: what `training.frozen` names isn't there, or is all there is.
     """
     prefer_backend(config.training.convolution, ranks.device)
@@ -250,6 +266,7 @@ def build_engine(
     # Ranks start from the same weights and draw different numbers from here on, but for those that share windows.
     torch.manual_seed(config.seed + 1 + ranks.mesh.data)
     training = config.training
+    fp8 = None if training.fp8 is None else layers_in_fp8(model, config, ranks.device)
     return TrainingEngine(
         model,
         ranks,
@@ -259,7 +276,21 @@ def build_engine(
         config.deepspeed_block(),
         objective=objective,
         loss_chunk_bases=training.loss_chunk_bases,
+        fp8=fp8,
     )
+
+
+def layers_in_fp8(model: nn.Module, config: RunConfig, device: torch.device) -> Fp8Layers:
+    """Lets the global model of a run with `training.fp8` multiply in FP8.
+
+    Raises:
+        KernelError: what is asked for can't be had on the device.
+    """
+    found, recipe = global_stack(config.model), config.training.fp8
+    assert found is not None
+    assert recipe is not None
+    stack = getattr(model, found[0])
+    return use_fp8(stack, recipe, device)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -278,7 +309,8 @@ def make_plan(config: RunConfig) -> Plan:
 
 def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
     """Facts about model and machine that a run's metrics start with. Every rank calls."""
-    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+    # FP8 is measured against bf16, too.
+    dtype = torch.float32 if engine.precision == "fp32" else torch.bfloat16
     [peak_flops] = engine.ranks.sum([measure_peak_flops(engine.ranks.device, dtype)])
     return {
         "model": config.model.kind,
@@ -289,6 +321,7 @@ def describe(engine: TrainingEngine, config: RunConfig) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "device": engine.ranks.device.type,
         "precision": engine.precision,
+        **({"fp8": engine.fp8.numerics} if engine.fp8 else {}),
         "zero_stage": engine.zero_stage,
         "peak_flops": peak_flops,
     }

@@ -57,6 +57,13 @@ class Ranks:
         dist.all_reduce(totals)
         return [float(total) for total in totals.cpu()]
 
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise maxima over all ranks of a tensor that lies where they compute."""
+        values = values.clone()
+        if self.num_ranks > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def gather(self, value: Any) -> list[Any]:
         """One object of each rank, on every rank."""
         values: list[Any] = [value]

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.batches import Batch
 from hyena_blt_savanna.evaluation.native_checkpoint import patch_places
+from hyena_blt_savanna.model.fp8 import Fp8Recipe, use_fp8
 from hyena_blt_savanna.model.fused import without_kernels
 from hyena_blt_savanna.model.hnet import HNetConfig
 from hyena_blt_savanna.model.hyena_blt import UNREAD_WEIGHTS, HyenaBLTConfig, Objective
 from hyena_blt_savanna.model.isotropic import IsotropicConfig
+from hyena_blt_savanna.model.stack import global_stack
 from hyena_blt_savanna.parallel.context import SINGLE_RANK, ContextParallel
 from hyena_blt_savanna.parallel.rehearsed_context import RehearsedContext
 from hyena_blt_savanna.training.engine import Precision, TrainingEngine
@@ -50,6 +52,7 @@ class Pass:
         objective: what is trained.
         frozen: patterns of the names of weights that are not trained.
         loss_chunk_bases: bases whose logits exist at a time; None: all.
+        fp8: how precision fp8 computes; torch's FP8 is rehearsed for all of them.
     """
 
     model: ModelConfig
@@ -61,6 +64,7 @@ class Pass:
     objective: Objective = "next_base"
     frozen: tuple[str, ...] = ()
     loss_chunk_bases: int | None = 16_384
+    fp8: Fp8Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def count_pass(wanted: Pass, batch: Batch, context: ContextParallel, memory: Liv
     with memory, without_kernels():
         with memory.making(PARAMETERS):
             model = build_model(wanted.model, context)
+        if wanted.fp8 is not None:
+            _use_fp8(model, wanted.model, wanted.fp8)
         freeze(model, (*UNREAD_WEIGHTS[wanted.objective], *wanted.frozen))
         _watch_head(model, memory)
         for parameter in model.parameters():
@@ -163,6 +169,7 @@ class _Engine(TrainingEngine):
         self.precision = wanted.precision
         self.objective = wanted.objective
         self.loss_chunk_bases = wanted.loss_chunk_bases
+        self.fp8 = None
         self.zero_stage = 0
         self.clock = WorkClock(self.ranks.device)
         self.deepspeed = _Undivided(model, wanted.precision)
@@ -176,7 +183,7 @@ class _Undivided:
         self._precision = precision
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision != "fp32"):
             return self._model(*args, **kwargs)
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
@@ -184,6 +191,13 @@ class _Undivided:
 
     def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
         loss.backward()
+
+
+def _use_fp8(model: nn.Module, config: ModelConfig, recipe: Fp8Recipe) -> None:
+    found = global_stack(config)
+    assert found is not None, "the run's configuration allows no other"
+    plain = recipe.model_copy(update={"backend": "torch", "recipe": "current"})
+    use_fp8(getattr(model, found[0]), plain, torch.device("cpu"))
 
 
 def _keep_gradient(weight: Tensor, memory: LiveMemory) -> None:

@@ -19,6 +19,7 @@ from hyena_blt_savanna.training.bad_steps import BadStepsConfig
 from hyena_blt_savanna.training.checkpoints import CheckpointConfig
 from hyena_blt_savanna.training.data_config import DataSourceConfig
 from hyena_blt_savanna.training.engine import Precision
+from hyena_blt_savanna.training.fp8_gate import Fp8Config
 from hyena_blt_savanna.training.metrics import LoggingConfig
 from hyena_blt_savanna.training.model_config import ModelConfig, with_activation_checkpointing
 from hyena_blt_savanna.training.optimizer import OptimizerConfig
@@ -76,7 +77,10 @@ class TrainingConfig(Config):
     gradient_clipping: PositiveFloat | None = 1.0
     """Largest norm of all gradients; null does not clip."""
     precision: Precision | Literal["auto"] = "fp32"
-    """bf16: matrix products in bfloat16, weights and optimizer in fp32. auto: bf16 where the hardware has it."""
+    """bf16: matrix products in bfloat16, weights and optimizer in fp32. fp8: likewise, but projections and MLPs of the
+    global model in FP8. auto: bf16 where the hardware has it."""
+    fp8: Fp8Config | None = None
+    """How, with precision fp8; null takes the defaults there."""
     convolution: BackendChoice = "auto"
     """What computes causal convolutions wherever it takes their shapes (model/convolution.py); auto: the fastest."""
     activation_checkpointing: bool = False
@@ -94,6 +98,29 @@ class TrainingConfig(Config):
     watchdog_seconds: PositiveFloat | None = 1800.0
     """A run without progress for so long writes down where each rank stands, and ends with exit code 76; longer than
     any step, validation or checkpoint. null: never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fp8_by_default(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("precision") == "fp8" and tree.get("fp8") is None:
+            return {**tree, "fp8": {}}
+        return tree
+
+    @model_validator(mode="after")
+    def _fp8_fits(self) -> Self:
+        if self.fp8 is None:
+            return self
+        if self.precision != "fp8":
+            raise ValueError(
+                f"fp8 is read with precision fp8 only, and precision is {self.precision}: use fp8=null, or "
+                "precision=fp8"
+            )
+        if self.validation is None:
+            raise ValueError(
+                "precision fp8 compares FP8 with bf16 on validation windows at each checkpoint, and validation is "
+                "null: give it, or use precision=bf16"
+            )
+        return self
 
     @field_validator("stages")
     @classmethod
@@ -198,6 +225,31 @@ class RunConfig(Config):
             raise ValueError(
                 f"training.objective {objective} is for a model of patches (model.kind hyena_blt), and model.kind is "
                 f"{self.model.kind}: use training.objective=next_base"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_has_layers(self) -> Self:
+        fp8, found = self.training.fp8, global_stack(self.model)
+        if fp8 is None:
+            return self
+        if found is None:
+            raise ValueError(
+                f"training.precision fp8 is for the one stack of blocks that reads whole windows, and model.kind "
+                f"{self.model.kind} has several: use training.precision=bf16"
+            )
+        if self.training.objective != "next_base":
+            raise ValueError(
+                f"training.precision fp8 is for the global model, which training.objective {self.training.objective} "
+                "leaves out: use training.precision=bf16"
+            )
+        key, stack = found
+        num_blocks = len(stack.blocks)
+        if 2 * fp8.bf16_blocks >= num_blocks:
+            most = (num_blocks - 1) // 2
+            raise ValueError(
+                f"training.fp8.bf16_blocks {fp8.bf16_blocks} at the start and as many at the end are all of the "
+                f"{num_blocks} blocks of model.{key}: use at most {most}"
             )
         return self
 

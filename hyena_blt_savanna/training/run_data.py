@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,7 @@ from hyena_blt_savanna.model.isotropic import IsotropicConfig
 from hyena_blt_savanna.parallel.mesh import Mesh
 from hyena_blt_savanna.patching.augmentation import AugmentedCutter
 from hyena_blt_savanna.patching.patcher import Patcher
+from hyena_blt_savanna.training.checkpoints import NativeWriter
 from hyena_blt_savanna.training.engine import Totals, TrainingEngine
 from hyena_blt_savanna.training.ranks import Ranks
 from hyena_blt_savanna.training.run_sources import HeldOutWindows, find_sources
@@ -81,11 +82,12 @@ class RunData:
         ) as loader:
             yield iter(loader)
 
-    def validator(self, engine: TrainingEngine) -> Callable[[int], Validation] | None:
+    def validator(self, engine: TrainingEngine, num_windows: int | None = None) -> Callable[[int], Validation] | None:
         """What scores the validation windows of a stage, if the run validates; they are cut as stored.
 
         Args:
             engine: of the model, on the mesh of the stages that it will be asked for.
+            num_windows: about so many of each source, evenly spread over them; None: all.
         """
         settings = self._config.training.validation
         if settings is None:
@@ -95,9 +97,10 @@ class RunData:
 
         def score(stage: int) -> Validation:
             def totals_of(windows: HeldOutWindows, indices: Sequence[int]) -> Totals:
+                places = spread(len(indices), num_windows or len(indices))
                 return validate(
                     engine,
-                    indices,
+                    [indices[place] for place in places],
                     micro_batch_windows or self._config.training.stages[stage].micro_batch(mesh.num_data),
                     lambda chosen: self._batch_of([windows.find(index) for index in chosen], mesh, repeat_weight=1.0),
                 )
@@ -107,13 +110,15 @@ class RunData:
 
         return score
 
-    def native_writer(self) -> Callable[[Path, dict[str, torch.Tensor], int], None]:
+    def native_writer(self) -> NativeWriter:
         """What writes consolidated weights, with the patcher that cut the data and what they were trained on."""
         trained_on = self._sources.describe()
 
-        def write(folder: Path, weights: dict[str, torch.Tensor], num_steps: int) -> None:
+        def write(
+            folder: Path, weights: dict[str, torch.Tensor], num_steps: int, trained_in: dict[str, Any] | None = None
+        ) -> None:
             model, longest = self._config.trained(num_steps)
-            save_pretrained(folder, weights, model, self._patcher, longest, trained_on)
+            save_pretrained(folder, weights, model, self._patcher, longest, trained_on, trained_in)
 
         return write
 

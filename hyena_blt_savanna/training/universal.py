@@ -4,7 +4,7 @@ step_00000100/
     native/                consolidated weights, as evaluation and other tools read them
     optimizer/             a safetensors file for each state of the optimizer (exp_avg, exp_avg_sq), by names of
                            parameters; steps.json
-    random_states/, config.yaml, state.json, manifest.json    as in other training checkpoints
+    random_states/, fp8.pt, config.yaml, state.json, manifest.json    as in other training checkpoints
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hyena_blt_savanna.training.zero_files import read_zero_files
 FORMAT_VERSION = 1
 CONFIG = "config.yaml"
 DEEPSPEED = "deepspeed"
+FP8_STATE = "fp8.pt"
 OPTIMIZER = "optimizer"
 RANDOM_STATES = "random_states"
 STATE = "state.json"
@@ -92,6 +93,16 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no {STATE}: it is no training checkpoint") from None
 
 
+def trained_in(numerics: Mapping[str, Any] | None, gap: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a reader of weights must know of a training in FP8.
+
+    Args:
+        numerics: of its layers (`model.fp8.Fp8Layers`); None of any other training.
+        gap: what its gate found last.
+    """
+    return None if numerics is None else {"precision": "fp8", **numerics, "gap": gap}
+
+
 def write_universal(
     folder: Path,
     state: TrainingState,
@@ -99,6 +110,7 @@ def write_universal(
     config: bytes,
     write_native: Callable[[Path], None],
     random_states: Path | None = None,
+    fp8_state: Path | None = None,
 ) -> None:
     """Writes a universal checkpoint, whole or not at all.
 
@@ -109,6 +121,7 @@ def write_universal(
         config: of the run, as YAML.
         write_native: writes the weights into a folder.
         random_states: folder of the ranks' random states, which is copied; None: there are none.
+        fp8_state: file of what delayed scales follow, which is copied if it is there.
     """
     with written_whole(folder) as partial:
         write_native(partial / NATIVE)
@@ -119,6 +132,8 @@ def write_universal(
         write_whole(partial / OPTIMIZER / STEPS, json.dumps(steps, indent=1).encode())
         if random_states is not None:
             copy_files(random_states, partial / RANDOM_STATES)
+        if fp8_state is not None and fp8_state.exists():
+            write_whole(partial / FP8_STATE, fp8_state.read_bytes())
         write_whole(partial / CONFIG, config)
         about = {**about, "format_version": FORMAT_VERSION, "num_samples": state.num_samples}
         write_whole(partial / STATE, json.dumps(about, indent=1).encode())

@@ -85,4 +85,4 @@ def test_the_model_imports_no_kernel() -> None:
     code = f"import sys, hyena_blt_savanna.model.hyena_blt; print([name for name in {modules} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert kernels.KERNELS.keys() == {"subquadratic_ops", "causal_conv1d", "flashfftconv"}
+    assert kernels.KERNELS.keys() == {"subquadratic_ops", "causal_conv1d", "flashfftconv", "transformer_engine"}

@@ -32,6 +32,7 @@ class FakeEngine:
     """Writes one file where DeepSpeed writes its own."""
 
     zero_stage = 0
+    fp8 = None
     optimizer_names = ("weight",)
     tied_names: dict[str, str] = {}  # noqa: RUF012
 
@@ -105,7 +106,7 @@ def test_consolidated_weights_are_written_beside(tmp_path):
         CheckpointConfig(),
         {},
         RANKS,
-        lambda folder, weights, num_steps: seen.append((folder.name, weights.keys(), num_steps)),
+        lambda folder, weights, num_steps, trained_in: seen.append((folder.name, weights.keys(), num_steps)),
     )
     engine, progress = SlowEngine(), Progress(step=1)
     writing = checkpoints.begin(engine, progress)  # type: ignore[arg-type]

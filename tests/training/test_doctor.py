@@ -75,6 +75,19 @@ def test_a_kernel_that_fails_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.mend == kernels.KERNELS["causal_conv1d"].install
 
 
+def test_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, torchs = doctor._fp8()
+    assert (engine.name, engine.state, engine.mend) == ("transformer_engine", "missing", "")
+    assert torchs.state == "works"
+    assert "of fp32 on cpu, by products in fp32 of factors in FP8" in torchs.detail
+    monkeypatch.setattr(doctor, "product_errors", lambda backend, device: {"y": 0.02, "dx": 0.4})
+    monkeypatch.setattr(doctor, "probe", lambda name: kernels.Probe(name, "2.20.2", None))
+    for found in doctor._fp8():
+        assert (found.state, found.is_fatal) == ("broken", False)
+        assert found.detail == "ArithmeticError: a layer differs from fp32 in dx by 0.400 of its norm"
+        assert found.mend
+
+
 def test_disks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor._disk("runs", tmp_path / "nowhere").is_fatal
     usage = namedtuple("usage", "total used free")

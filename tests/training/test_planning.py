@@ -13,6 +13,7 @@ import pytest
 from hyena_blt_savanna.config import ConfigError
 from hyena_blt_savanna.data.manifest import read_annotation_manifest
 from hyena_blt_savanna.training.flops import training_flops_per_base
+from hyena_blt_savanna.training.fp8_gate import Fp8Config
 from hyena_blt_savanna.training.planning import Machine, PlanError, Planner, Shape
 from hyena_blt_savanna.training.planning_text import load_run, plan_lines
 from hyena_blt_savanna.training.run_config import RunConfig
@@ -113,6 +114,14 @@ def test_auto_is_bf16_on_gpus_alone():
         for is_gpu in (True, False)
     ]
     assert made[0] < 0.9 * made[1]
+
+
+def test_fp8_is_rehearsed_as_torch_computes_it():
+    kept = []
+    for settings in ({"precision": "bf16"}, {"precision": "fp8", "fp8": Fp8Config(recipe="block", bf16_blocks=0)}):
+        config = run().model_copy(update={"training": run().training.model_copy(update=settings)})
+        kept.append(Planner(config, Machine(1, 1e12)).plan(0, Shape(1, 0, 1, False)).memory.parts["activations"])
+    assert 0.5 * kept[0] < kept[1] < kept[0]
 
 
 def test_patches_are_as_long_as_the_data_have_them(toy_data: Path):

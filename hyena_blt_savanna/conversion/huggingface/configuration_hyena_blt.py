@@ -18,6 +18,7 @@ class GenomeConfig(PreTrainedConfig):
             bytes of its tensors, which lie among the weights. None for a model of single bases.
         window_bases: longest window of the training, if known.
         trained_on: digest of the training data and the fold of them that was left out, if known.
+        trained_in: of a training in FP8, how products were computed, and how far from bf16 that was in the end.
         code_version: of the package that wrote the folder.
     """
 
@@ -27,6 +28,7 @@ class GenomeConfig(PreTrainedConfig):
     patcher: dict[str, Any] | None = None
     window_bases: int | None = None
     trained_on: dict[str, Any] | None = None
+    trained_in: dict[str, Any] | None = None
     code_version: str | None = None
     vocab_size: int = VOCABULARY_SIZE
     hidden_size: int | None = None
