@@ -134,6 +134,11 @@ class _Rows:
         logits, self._first = self._first[self._kept], None
         return self._decoder_rows, logits
 
+    @property
+    def num_bytes(self) -> int:
+        """What is remembered of all rows, k-mers and boundaries aside."""
+        return self._decoder.num_bytes
+
     def _go_on(self, rows: list[int]) -> tuple[list[int], Tensor]:
         """Reads what was pushed; the rows are those of the decoder."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """Reading sequences one position at a time, with the values of one pass over all of them.
 
 A first stretch, of any length, is read in one parallel pass, from which the memories are taken (`model.memories`);
-after it, one position at a time. Rows of a batch may be read from different first stretches (`join`), be repeated
-and left out (`select`), and go on one without the others.
+after it, one position at a time, for which the caller turns gradients off, once for all of them. Rows of a batch may
+be read from different first stretches (`join`), be repeated and left out (`select`), and go on one without the others.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class StackReader:
             self._memories.append(memory)
         return x if self._norm is None else self._norm(x)
 
-    @torch.no_grad()
     def step(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Reads the next position of some rows.
 
@@ -112,7 +111,6 @@ class Decoder:
             self._kmers.prefill(bases)
         return self._logits(self._stack.prefill(x_BLM)[:, -1])
 
-    @torch.no_grad()
     def step(self, bases: Tensor) -> Tensor:
         """Reads the next base.
 

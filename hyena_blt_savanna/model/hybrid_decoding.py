@@ -24,7 +24,8 @@ from hyena_blt_savanna.model.patches import lay_out
 class HybridDecoder:
     """`prefill` once; then for each row and base `read`, `end_patches` if its patch has ended, and `logits`.
 
-    Where rows are asked for, they are int64 [b] on the CPU, or None: all of the batch.
+    All but `prefill` leave it to the caller to turn gradients off, once for all bases. Where rows are asked for, they
+    are int64 [b] on the CPU, or None: all of the batch.
 
     Args:
         model: in evaluation mode, on one rank.
@@ -57,6 +58,7 @@ class HybridDecoder:
         after_BPM = self._global_model.prefill(self._encoder.pool(x_BLD, layout))
         self._kmers.prefill(bases)
         self._num_read = torch.tensor([num_bases])
+        self._all = torch.arange(1)
         # Bases of the unfinished patch, and their states; those behind them are anything.
         num_unfinished = num_bases - int(patch_lengths.sum())
         self._places = torch.tensor([num_unfinished])
@@ -83,23 +85,24 @@ class HybridDecoder:
         logits: Tensor = self._decoder.head(self._decoder_blocks.prefill(x_BLD)[:, -1])
         return logits
 
-    @torch.no_grad()
     def read(self, bases: Tensor, rows: Tensor | None = None) -> None:
         """Reads the next base, int64 [b], of some rows."""
-        at = slice(None) if rows is None else rows
-        places = self._places[at]
+        places = self._places if rows is None else self._places[rows]
         x_BD = self._encoder.embedding.bases(bases) + self._kmers.step(bases, rows)
         if self._encoder.place is not None:
             x_BD = x_BD + self._encoder.place(places.to(bases.device))
         if self._encoder.periods is not None:
-            x_BD = x_BD + self._encoder.periods(1, self._num_read[at].to(bases.device))[:, 0]
+            num_read = self._num_read if rows is None else self._num_read[rows]
+            x_BD = x_BD + self._encoder.periods(1, num_read.to(bases.device))[:, 0]
         x_BD = self._encoder_blocks.step(x_BD, rows)
-        self._newest[at] = x_BD
-        self._unfinished[torch.arange(len(self._places)) if rows is None else rows, places] = x_BD
-        self._places[at] += 1
-        self._num_read[at] += 1
+        if rows is None:
+            rows, self._newest = self._all, x_BD
+        else:
+            self._newest[rows] = x_BD
+        self._unfinished[rows, places] = x_BD
+        self._places.index_add_(0, rows, self._all.new_ones(len(rows)))
+        self._num_read.index_add_(0, rows, self._all.new_ones(len(rows)))
 
-    @torch.no_grad()
     def end_patches(self) -> None:
         """The unfinished patch of every row, of one base at least, ends here: the global model reads it."""
         num_places = self._config.max_patch_bases
@@ -108,17 +111,18 @@ class HybridDecoder:
         self._said = self._say(self._global_model.step(patches_BPM[:, 0])[:, None])
         self._places.zero_()
 
-    @torch.no_grad()
     def logits(self, rows: Tensor | None = None) -> Tensor:
         """Of the base after those read, [b, C], of some rows: once for each base."""
-        at = slice(None) if rows is None else rows
-        places, x_BD = self._places[at], self._newest[at]
+        places, x_BD = self._places, self._newest
+        if rows is not None:
+            places, x_BD = places[rows], x_BD[rows]
         if self._bases_ask:
             two_bases = torch.full((len(x_BD), 1), 2, device=x_BD.device)
             layout = lay_out(two_bases, 2, 2)
-            x_BD = x_BD + self._decoder.from_patches(self._said[at], x_BD[:, None], layout)[:, 1]
+            said = self._said if rows is None else self._said[rows]
+            x_BD = x_BD + self._decoder.from_patches(said, x_BD[:, None], layout)[:, 1]
         else:
-            x_BD = x_BD + self._said[torch.arange(len(self._places)) if rows is None else rows, places]
+            x_BD = x_BD + self._said[self._all if rows is None else rows, places]
         if self._decoder.place is not None:
             x_BD = x_BD + self._decoder.place(places.to(x_BD.device))
         logits: Tensor = self._decoder.head(self._decoder_blocks.step(x_BD, rows))
@@ -130,6 +134,7 @@ class HybridDecoder:
             part.select(rows)
         for name in _PER_ROW:
             setattr(self, name, getattr(self, name)[rows])
+        self._all = torch.arange(len(self._places))
 
     def join(self, others: Sequence[HybridDecoder]) -> None:
         """Adds the rows of other decoders of the same model, behind its own."""
@@ -139,6 +144,7 @@ class HybridDecoder:
         self._kmers.join([other._kmers for other in others])
         for name in _PER_ROW:
             setattr(self, name, torch.cat([getattr(self, name), *(getattr(other, name) for other in others)]))
+        self._all = torch.arange(len(self._places))
 
     @property
     def num_bytes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from hyena_blt_savanna.model.dropout import draw_seed, dropout_shares
 from hyena_blt_savanna.nucleotides import BASE_CODE, OTHER_CODE, VOCABULARY_SIZE
 
 LONGEST_KMER = 12
+_LONGEST_WORD = (1 << 2 * LONGEST_KMER) - 1
 
 
 class KmerConfig(Config):
@@ -138,18 +140,16 @@ class KmerReader:
 
     def __init__(self, tables: KmerTables) -> None:
         self._tables = tables
-        sizes = np.array(tables.sizes, dtype=np.int64)
-        self._sizes, self._num_words = sizes, 4**sizes
-        self._first_rows = np.cumsum(self._num_words + 1) - self._num_words - 1
+        self._sizes = np.array(tables.sizes, dtype=np.int64)
         self._num_left = max(tables.sizes, default=1) - 1
         # The last bases of each row as one base-4 number, and how many of them in a row are A, C, G or T.
         self._words = self._runs = np.empty(0, dtype=np.int64)
 
     def prefill(self, bases: Tensor) -> None:
         """Reads the start of sequences, int64 [B, L]: no more is remembered than their last bases."""
-        self._words = self._runs = np.zeros(len(bases), dtype=np.int64)
-        for column in bases[:, max(bases.shape[1] - self._num_left, 0) :].cpu().numpy().T:
-            self._words, self._runs = self._after(column, self._words, self._runs)
+        self._words, self._runs = np.zeros((2, len(bases)), dtype=np.int64)
+        for column in bases[:, max(bases.shape[1] - self._num_left, 0) :].unbind(1):
+            self.step(column)
 
     def step(self, bases: Tensor, rows: Tensor | None = None) -> Tensor:
         """Reads the next base of some rows.
@@ -161,14 +161,12 @@ class KmerReader:
         Returns:
             [b, D], what `KmerTables` gives there.
         """
-        letters, at = bases.cpu().numpy(), slice(None) if rows is None else rows.numpy()
-        words, runs = self._words[at], self._runs[at] = self._after(letters, self._words[at], self._runs[at])
-        if not len(self._sizes):
-            return self._tables(bases[:, None])[:, 0]
-        known = runs[:, None] >= self._sizes
-        indices = self._first_rows + np.where(known, words[:, None] & (self._num_words - 1), self._num_words)
         weight = self._tables.weight
-        return nn.functional.embedding_bag(torch.from_numpy(indices).to(weight.device), weight, mode="sum")
+        indices = np.empty((len(bases), len(self._sizes)), dtype=np.int64)
+        at = np.arange(len(bases)) if rows is None else rows.numpy()
+        _read_bases(bases.cpu().numpy(), at, self._words, self._runs, self._sizes, BASE_CODE, indices)
+        # As many rows as a word has bases: a sum of looked-up rows takes less than a bag here.
+        return torch.embedding(weight, torch.from_numpy(indices).to(weight.device)).sum(1)
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows, int64 [b], only; a row may come more than once."""
@@ -179,13 +177,31 @@ class KmerReader:
         self._words = np.concatenate([self._words, *(other._words for other in others)])
         self._runs = np.concatenate([self._runs, *(other._runs for other in others)])
 
-    def _after(
-        self, bases: NDArray[np.int64], words: NDArray[np.int64], runs: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        codes = BASE_CODE[bases].astype(np.int64)
-        is_base = codes != OTHER_CODE
-        words = (words << 2 | codes * is_base) & ((1 << 2 * LONGEST_KMER) - 1)
-        return words, (runs + 1) * is_base
+
+@njit(cache=True, nogil=True)
+def _read_bases(
+    bases: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    words: NDArray[np.int64],
+    runs: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    base_code: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+) -> None:
+    """Reads the next base of some rows; fills their rows of the table, [b, number of sizes]."""
+    for i in range(len(bases)):
+        row, code = rows[i], np.int64(base_code[bases[i]])
+        if code < OTHER_CODE:
+            words[row] = ((words[row] << 2) | code) & _LONGEST_WORD
+            runs[row] += 1
+        else:
+            words[row] = runs[row] = 0
+        first_row = 0
+        for place in range(len(sizes)):
+            num_words = 1 << (2 * sizes[place])
+            known = runs[row] >= sizes[place]
+            indices[i, place] = first_row + (words[row] & (num_words - 1) if known else num_words)
+            first_row += num_words + 1
 
 
 def _shift(values: Tensor, back: int, fill: int) -> Tensor:

@@ -148,7 +148,7 @@ def test_what_is_held_does_not_grow_with_the_sequence(hybrid_config) -> None:
             whole = torch.tensor([[0, *bases[:end]]])
             wanted = model.module(whole, torch.ones(1, end + 1, dtype=torch.int32))[:, -1]
             torch.testing.assert_close(reader.ready()[1], wanted, rtol=1e-4, atol=1e-5)
-            sizes.add(reader._decoder.num_bytes)
+            sizes.add(reader.num_bytes)
             reader.push(0, int(bases[end]))
     assert len(sizes) == 1
 

@@ -153,6 +153,7 @@ def test_a_long_prompt_is_not_kept(name: str) -> None:
     assert held[0] == held[1]
 
 
+@torch.no_grad()
 def test_a_stack_reads_vectors() -> None:
     torch.manual_seed(0)
     stack = StackConfig(width=8, num_heads=2, blocks=["hyena_li", "attention", "hyena_mr"]).build()
