@@ -82,13 +82,14 @@ def measure(model: HyenaBLTModel, prompt: Bytes, num_bases: int, device: torch.d
     columns = model.module.class_of_byte[list(BASES)].tolist()  # type: ignore[index, union-attr]
     sampler = Sampler(columns, samples=range(BATCH))
     for num_rows, num_all in ((BATCH, BATCH * num_bases), (1, 4 * num_bases)):
-        for row in range(num_rows, BATCH if num_rows == 1 else num_rows):
-            reader.leave_out(row)
+        if num_rows == 1:
+            for row in range(1, BATCH):
+                reader.leave_out(row)
         draw(reader, sampler, 8 * num_rows)
         seconds, num_drawn = timed(partial(draw, reader, sampler, num_all), device)
         found[f"bases_a_second_{num_rows}"] = num_drawn / seconds
     lengths = reader.patch_lengths(0)
-    found["mean_patch_bases"] = float(lengths[-num_bases // 8 : -1].mean()) if len(lengths) else 1.0
+    found["mean_patch_bases"] = float(lengths[-num_bases // 2 : -1].mean()) if len(lengths) else 1.0
     return found
 
 
@@ -107,7 +108,7 @@ def rows_of(file: str, bases: Bytes, patcher: Patcher, options: argparse.Namespa
     """Both models of a file behind each prompt."""
     device = device_here()
     models = models_of(file, patcher, device)
-    found = []
+    found: list[dict[str, Any]] = []
     for length in options.prompts:
         rows: dict[str, dict[str, Any]] = {}
         for _ in range(options.turns):
