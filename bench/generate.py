@@ -79,7 +79,7 @@ def measure(model: HyenaBLTModel, prompt: Bytes, num_bases: int, device: torch.d
     """Seconds of the prompt, bases a second of eight rows and of one, bytes of a row, bases a patch that was drawn."""
     seconds, reader = timed(partial(row_reader, model, [prompt] * BATCH), device)
     found = {"prefill_seconds": seconds, "row_bytes": reader.num_bytes / BATCH}
-    columns = model.module.class_of_byte[list(BASES)].tolist()  # type: ignore[index, union-attr]
+    columns = model.module.class_of_byte[list(BASES)].tolist()  # type: ignore[index]
     sampler = Sampler(columns, samples=range(BATCH))
     for num_rows, num_all in ((BATCH, BATCH * num_bases), (1, 4 * num_bases)):
         if num_rows == 1:
