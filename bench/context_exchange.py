@@ -63,7 +63,7 @@ def main() -> None:
     num_ranks, halo = options.ranks, HyenaConfig().mr_taps - 1
     print(f"| width | positions on {num_ranks} ranks | halo: bytes | ms | all-to-all: bytes | ms |")
     print("|---:|---:|---:|---:|---:|---:|")
-    found = run_ranks(measure, num_ranks, options.widths, options.positions, timeout_seconds=3600)
+    found = run_ranks(measure, num_ranks, options.widths, options.positions, timeout_seconds=3600, from_scratch=True)
     for width, length, halo_ms, swap_ms in found[0]:
         # There and back, forward and backward, all but a rank's own part; a halo goes one way, and its gradient back.
         swapped = 4 * BYTES * width * (length // num_ranks) * (num_ranks - 1) // num_ranks

@@ -189,6 +189,7 @@ class Benchmark:
                     self.stack.to_dict(),
                     num_bases // MEAN_PATCH_BASES,
                     timeout_seconds=TIMEOUT_SECONDS,
+                    from_scratch=True,
                 )
                 self._keep("attention", num_bases, costs)
         for num_ranks in self.options.context:
@@ -196,7 +197,9 @@ class Benchmark:
                 self._model("hybrid", num_bases, num_ranks)
 
     def _model(self, name: str, num_bases: int, num_ranks: int) -> None:
-        costs = run_ranks(pass_of_model, num_ranks, self.trees[name], num_bases, timeout_seconds=TIMEOUT_SECONDS)
+        costs = run_ranks(
+            pass_of_model, num_ranks, self.trees[name], num_bases, timeout_seconds=TIMEOUT_SECONDS, from_scratch=True
+        )
         self._keep(name, num_bases, costs)
 
     def _keep(self, name: str, num_bases: int, costs: list[Cost]) -> None:

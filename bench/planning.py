@@ -81,7 +81,7 @@ def planned_bytes(row: Row) -> float:
 def measured_bytes(row: Row, malloc: dict[str, str]) -> float:
     """Of the fuller rank."""
     with _environment(malloc):
-        return max(run_ranks(resident_bytes, row.ranks, row.case(), timeout_seconds=3600))
+        return max(run_ranks(resident_bytes, row.ranks, row.case(), timeout_seconds=3600, from_scratch=True))
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Benchmark:
             if device.type == "cuda":
                 options.memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
         self.precision = faster_precision(device) if options.precision == "auto" else options.precision
-        rate = run_ranks(operations_a_second, 1, self.precision, timeout_seconds=600)[0]
+        rate = run_ranks(operations_a_second, 1, self.precision, timeout_seconds=600, from_scratch=True)[0]
         self.found: dict[str, Any] = {
             "command": f"python bench/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
             "commit": commit(),
@@ -158,7 +158,9 @@ class Benchmark:
         config = self.models[row["model"]]
         tree = (with_activation_checkpointing(config) if row["again"] else config).to_dict()
         backend = self.options.convolution
-        [found] = run_ranks(measure, 1, tree, row["num_bases"], self.precision, backend, timeout_seconds=3600)
+        [found] = run_ranks(
+            measure, 1, tree, row["num_bases"], self.precision, backend, timeout_seconds=3600, from_scratch=True
+        )
         if isinstance(found, str):
             row["why_not"] = found
         else:

@@ -41,15 +41,15 @@ def prefer_back_to_back(device: torch.device | None) -> None:
     _device_type = None if device is None else device.type
 
 
-def takes_back_to_back(z: Tensor, featurizer_taps: Tensor, taps: Tensor) -> bool:
+def takes_back_to_back(z: Tensor, num_featurizer_taps: int, num_taps: int) -> bool:
     """Whether a mixer on one rank gives its projections to the kernel.
 
     Args:
         z: [3 D, B, L].
-        featurizer_taps: [3 D, F].
-        taps: [G, K].
+        num_featurizer_taps: F.
+        num_taps: K.
     """
-    fits = 2 <= featurizer_taps.shape[1] <= MOST_FEATURIZER_TAPS and 2 <= taps.shape[1] <= MOST_TAPS
+    fits = 2 <= num_featurizer_taps <= MOST_FEATURIZER_TAPS and 2 <= min(num_taps, z.shape[-1]) <= MOST_TAPS
     return z.device.type == _device_type and z.dtype != torch.float64 and fits
 
 

@@ -39,12 +39,18 @@ class HyenaMixer(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """[B, L, M] to [B, L, M]."""
         z = self.in_projection(u)
-        if isinstance(self.operator, HyenaSE | HyenaMR) and self.featurizer.context is SINGLE_RANK:
+        if self._is_for_one_kernel(z):
+            assert isinstance(self.operator, HyenaSE | HyenaMR)
             short, taps = self.featurizer.filters(), self.operator.filters(z.shape[-1])
-            if takes_back_to_back(z, short, taps):
-                return self.out_projection(subquadratic_back_to_back(z, short, taps, self.operator.skip))
+            return self.out_projection(subquadratic_back_to_back(z, short, taps, self.operator.skip))
         x1, x2, v = self.featurizer(z).chunk(3)
         return self.out_projection(self.operator(x1, x2, v))
+
+    def _is_for_one_kernel(self, z: Tensor) -> bool:
+        # By the shapes alone: under ZeRO 3, weights that are read outside of their own module are gathered once more.
+        if not isinstance(self.operator, HyenaSE | HyenaMR) or self.featurizer.context is not SINGLE_RANK:
+            return False
+        return takes_back_to_back(z, self.featurizer.num_taps, self.operator.num_taps)
 
 
 def thirds(rows: Tensor, interleaved: bool) -> Tensor:
@@ -77,6 +83,7 @@ class Featurizer(nn.Module):
         super().__init__()
         self.interleaved = interleaved
         self.context = context
+        self.num_taps = num_taps
         self.taps = nn.Parameter(torch.empty(3 * width, num_taps))
         nn.init.uniform_(self.taps, -1 / math.sqrt(num_taps), 1 / math.sqrt(num_taps))
 

@@ -190,6 +190,7 @@ class HyenaSE(HyenaOperator):
 
     def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
         super().__init__(context)
+        self.num_taps = config.se_taps
         self.taps = nn.Parameter(torch.empty(config.num_groups("se", width), config.se_taps))
         bound = 1 / math.sqrt(config.se_taps)
         nn.init.uniform_(self.taps, -bound, bound)
@@ -209,6 +210,7 @@ class HyenaMR(HyenaOperator):
     def __init__(self, width: int, config: HyenaConfig, context: ContextParallel = SINGLE_RANK) -> None:
         super().__init__(context)
         groups = config.num_groups("mr", width)
+        self.num_taps = config.mr_taps
         std = 1 / math.sqrt(3 * config.mr_taps) if config.mr_init_std is None else config.mr_init_std
         self.taps = nn.Parameter(torch.randn(groups, config.mr_taps) * std)
         self.skip = nn.Parameter(torch.full((width,), config.skip_init))

@@ -10,26 +10,40 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+_BEFORE_IMPORTS = {
+    "DS_ACCELERATOR": "cpu",
+    # DeepSpeed decorates functions that no test calls with torch.compile, which loads for seconds.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+_IMPORTED = ["torch", "torch.distributed", "deepspeed", "hyena_blt_savanna.training.pretrain"]
 
 
 class RankFailedError(AssertionError):
     """A rank raised, died or did not answer; the message holds its traceback."""
 
 
-def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout_seconds: float = 120.0) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], num_ranks: int, *args: Any, timeout_seconds: float = 120.0, from_scratch: bool = False
+) -> list[Any]:
     """Runs `fn(*args)` on each rank of a gloo group and waits for all.
 
-    The processes are spawned, so `fn` is found by its name in an importable module and its arguments are pickled.
-    Starting torch costs seconds: let one call run many cases.
+    `fn` is found by its name in an importable module and its arguments are pickled. Importing torch and DeepSpeed takes
+    seconds: a process of its own does it once, and each rank is a fork of that one.
 
     Args:
         fn: called on every rank, when `torch.distributed` is set up.
         num_ranks: processes to start; each computes on one thread.
         args: for `fn`.
         timeout_seconds: for all of it.
+        from_scratch: each rank imports everything itself, under the environment as it is now: for measurements of
+            memory and time, and for what is read from the environment by an import.
 
     Returns:
         What `fn` returned, by rank.
@@ -37,11 +51,14 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout_second
     Raises:
         RankFailedError: a rank raised (with its traceback), died, or was not done in time. The others are ended.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("spawn") if from_scratch else _forking_context()
     answers: Any = context.Queue()
-    port = free_port()
+    environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
+    # Pickled here, both ways, because the queue would pass tensors through files that a process has too few of.
+    call = pickle.dumps((fn, args))
     processes = [
-        context.Process(target=_run_rank, args=(fn, rank, num_ranks, port, answers, args), daemon=True)
+        context.Process(target=_run_rank, args=(rank, call, environment, answers), daemon=True)
         for rank in range(num_ranks)
     ]
     for process in processes:
@@ -53,6 +70,21 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout_second
             if process.is_alive():
                 process.terminate()
             process.join()
+
+
+@cache
+def _forking_context() -> BaseContext:
+    """Its processes are forks of one that has imported what ranks need, and does nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    before = dict(os.environ)
+    os.environ.update(_BEFORE_IMPORTS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
 
 
 def free_port() -> int:
@@ -83,19 +115,10 @@ def _collect(processes: Sequence[BaseProcess], answers: Any, deadline: float) ->
     return [results[rank] for rank in range(len(processes))]
 
 
-def _run_rank(
-    fn: Callable[..., Any], rank: int, num_ranks: int, port: int, answers: Any, args: tuple[Any, ...]
-) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(num_ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
-    )
-    # DeepSpeed decorates functions that no test calls with torch.compile, which loads for seconds.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+def _run_rank(rank: int, call: bytes, environment: Mapping[str, str], answers: Any) -> None:
+    # A fork has the environment of the process that it comes from.
+    os.environ.clear()
+    os.environ.update({**environment, **_BEFORE_IMPORTS, "RANK": str(rank), "LOCAL_RANK": str(rank)})
     # torch 2.13 renames collectives that DeepSpeed calls, at each call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import torch
@@ -104,9 +127,9 @@ def _run_rank(
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
+        fn, args = pickle.loads(call)
         result = fn(*args)
         dist.barrier()
-        # Pickled here, because the queue would pass tensors through memory that goes away with this process.
         answers.put((rank, pickle.dumps(result), None))
         dist.destroy_process_group()
     except BaseException:
