@@ -22,12 +22,13 @@ declare -A about=(
     [step_1b_fused]="the same with mixers in one kernel of subquadratic-ops"
     [million]="a step of the 1B model over 1,048,576 bases, and of its isotropic rival"
     [profile_1b]="where the 1B model's step goes at 131,072 bases"
+    [linear]="products of the 7B's blocks in FP8 against bf16"
     [compile]="torch.compile of each kind of block, and graph breaks"
     [training]="the quickstart in bf16 on the card, start to end"
 )
 slices=(
-    doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million profile_1b compile
-    training
+    doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million profile_1b linear
+    compile training
 )
 
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '/^set /d'; }
@@ -84,6 +85,7 @@ command_of() {
             python+=(--to "$results/million")
             ;;
         profile_1b) python+=(bench/profile_step.py "$one_b" --to "$results/profile_1b.md") ;;
+        linear) python+=(bench/linear.py --to "$results") ;;
         compile) python=(env TORCHDYNAMO_DISABLE=0 "$PYTHON" bench/compile.py --to "$results") ;;
         training)
             python=(launch/quickstart.sh "${GENOME:-ecoli_k12}" "$results/quickstart")

@@ -22,6 +22,7 @@ from hyena_blt_savanna.training import fp8_gate
 from hyena_blt_savanna.training.pretrain import main
 from hyena_blt_savanna.training.run_config import RunConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 LAST, MIDDLE = "checkpoints/step_00000006", "checkpoints/step_00000003"
 
 
@@ -81,6 +82,13 @@ def test_what_is_refused(config: Path, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RunConfig.load([config, "run=runs/toy", *overrides])
     assert says in str(caught.value)
+
+
+def test_the_file_of_settings(config: Path) -> None:
+    files = [ROOT / "configs" / name for name in ("model/quickstart.yaml", "training/gpu.yaml", "training/fp8.yaml")]
+    found = RunConfig.load([*files, "run=runs/toy", "data.folder=data"]).training
+    assert found.fp8 == fp8_gate.Fp8Config()
+    assert (found.precision, found.stages[0].window_bases) == ("fp8", 8192)
 
 
 def test_models_of_several_stacks_are_refused(config: Path) -> None:
