@@ -144,11 +144,6 @@ class HyenaBLT(nn.Module):
         """Fields of a batch that `forward` reads in training besides bases, patch lengths and weights."""
         return self.config.auxiliary.inputs
 
-    @property
-    def local_reach_bases(self) -> int:
-        """How many bases before base t the local modules read when they score base t + 1."""
-        return self.config.local_reach_bases
-
     def forward(
         self,
         bases: Tensor,

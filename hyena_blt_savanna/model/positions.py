@@ -36,7 +36,7 @@ class Periods(nn.Module):
     Position 0 is the first base of the sequence that is given. In training and evaluation that is the byte in front of
     a window, so that the phase is the window's, not the genome's or a gene's: two windows over the same base differ by
     a shift, and a model can use how far bases are apart, in step or not, but not where a codon begins. While
-    generating, the prompt's byte in front is position 0, and a part that is read again is told where it begins.
+    generating, the prompt's byte in front is position 0.
 
     Args:
         periods: in bases.

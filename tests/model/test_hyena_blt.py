@@ -101,16 +101,16 @@ def test_an_unfinished_patch_is_scored_as_the_whole_one_will_be(model, bases):
 
 
 def test_a_slice_that_knows_the_patch_before_it_scores_like_the_whole(model, bases):
-    """What generation relies on: the local modules read `local_reach_bases` back and no more."""
+    """What slices and prompts rely on: the local modules read `local_reach_bases` back and no more."""
     lengths = torch.tensor([[6, 6, 6, 6, 6, 6]])
     whole = model(bases[:1], lengths)
     _, patches = model.encoder(bases[:1, :36], lay_out(lengths, 36, 6))
     out = model.global_model(patches)
-    assert model.local_reach_bases == (3 - 1) + 3 + 3
+    assert model.config.local_reach_bases == (3 - 1) + 3 + 3
     start = 18
     states, _ = model.encoder(bases[:1, start:36], lay_out(lengths[:, 3:], 18, 6))
     logits = model.decoder(states, out[:, 3:], lengths[:, 3:], before_BM=out[:, 2])
-    reach = model.local_reach_bases
+    reach = model.config.local_reach_bases
     torch.testing.assert_close(logits[:, reach:], whole[:, start + reach : 36])
 
 

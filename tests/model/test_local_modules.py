@@ -112,7 +112,7 @@ def test_the_reach_is_what_the_local_modules_read(variant: str) -> None:
     """The states of bases alone carry a base so far, where each patch is told the same."""
     model, bases = build(variant), random_bases()
     reach = 2 + REACHES.get(variant, 6)
-    assert model.local_reach_bases == reach
+    assert model.config.local_reach_bases == reach
     lengths = cut(bases)
     layout = lay_out(lengths, NUM_BASES, LONGEST)
     patches = torch.randn(1, NUM_BASES, 24, dtype=torch.double)
@@ -139,7 +139,7 @@ def test_a_part_that_knows_the_patch_before_it_scores_like_the_whole(variant: st
     part, lengths = bases[:, start:], lengths[:, first:]
     states, _ = model.encoder(part, lay_out(lengths, NUM_BASES - start, LONGEST), first_position=start)
     logits = model.decoder(states, after[:, first:], lengths, before_BM=after[:, first - 1])
-    reach = model.local_reach_bases
+    reach = model.config.local_reach_bases
     assert reach < NUM_BASES - start
     torch.testing.assert_close(logits[:, reach:], whole[:, start + reach :], rtol=1e-5, atol=1e-5)
 
@@ -190,7 +190,7 @@ def test_settings_of_blocks_that_are_not_there_are_not_read(blocks: list[str]) -
     tree = {"local_width": 16, "global_model": {"width": 24, "blocks": ["hyena_se"]}, "encoder": unread}
     model = HyenaBLTConfig.parse(tree).build()
     assert len(model.encoder.blocks) == len(blocks)
-    assert model.local_reach_bases > 0
+    assert model.config.local_reach_bases > 0
 
 
 @pytest.mark.parametrize(

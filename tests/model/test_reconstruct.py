@@ -100,7 +100,7 @@ def test_nothing_beyond_the_reach_of_the_local_modules_is_read(model, bases):
     difference = (model.reconstruct(changed, lengths) - model.reconstruct(bases, lengths)).abs().amax((0, 2))
     # Vectors of patches that start within the encoder's reach know the base, and so do their last bases' logits
     # and those that the decoder's taps reach from there.
-    assert difference[t + model.local_reach_bases + LONGEST + 1 :].sum() < 1e-9
+    assert difference[t + model.config.local_reach_bases + LONGEST + 1 :].sum() < 1e-9
 
 
 def test_padding_changes_nothing(model, bases):
