@@ -8,7 +8,8 @@
 #
 # RESULTS (docs/results/gpu if left out) gets a log of each slice and what its command writes. A slice that fails or runs
 # past SECONDS_A_SLICE (600) does not end the others, but the exit code is 1. PEAK_TFLOPS (989: H100, H200, dense bf16)
-# is what utilisation is a share of. ON_CPU=1 tries the commands where there is no card.
+# is what utilisation is a share of. GENOME is a FASTA file, or a name of configs/data/genomes.yaml (ecoli_k12) that is
+# fetched where it is not in genomes/. ON_CPU=1 tries the commands where there is no card.
 set -uo pipefail
 
 declare -A about=(
@@ -24,11 +25,12 @@ declare -A about=(
     [profile_1b]="where the 1B model's step goes at 131,072 bases"
     [linear]="products of the 7B's blocks in FP8 against bf16"
     [compile]="torch.compile of each kind of block, and graph breaks"
+    [generate]="bases drawn a second by prompt length, against the isotropic model"
     [training]="the quickstart in bf16 on the card, start to end"
 )
 slices=(
     doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million profile_1b linear
-    compile training
+    compile generate training
 )
 
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '/^set /d'; }
@@ -57,6 +59,8 @@ if [[ -z ${ON_CPU:-} ]] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch
     echo "torch finds no CUDA device: run python tools/doctor.py, or set ON_CPU=1 to try the commands without one" >&2
     exit 2
 fi
+genome="${GENOME:-ecoli_k12}"
+if [[ -f $genome ]]; then genome="$(realpath "$genome")"; fi
 results="${RESULTS:-$ROOT/docs/results/gpu}"
 mkdir -p "$results"
 results="$(cd "$results" && pwd)"
@@ -64,6 +68,8 @@ cd "$ROOT" || exit 2
 one_b=configs/model/hyena_blt_1b.yaml
 peak=(--peak-tflops "${PEAK_TFLOPS:-989}")
 if [[ -z ${ON_CPU:-} ]]; then device=cuda; else device=cpu; fi
+fasta="$genome"
+if [[ ! -f $fasta ]]; then fasta="genomes/$genome.fa"; fi
 
 # Prints the command of a slice, a word a line.
 command_of() {
@@ -87,8 +93,12 @@ command_of() {
         profile_1b) python+=(bench/profile_step.py "$one_b" --to "$results/profile_1b.md") ;;
         linear) python+=(bench/linear.py --to "$results") ;;
         compile) python=(env TORCHDYNAMO_DISABLE=0 "$PYTHON" bench/compile.py --to "$results") ;;
+        generate)
+            if [[ ! -f $fasta ]]; then "$PYTHON" tools/fetch_genomes.py "$genome" --to genomes >&2; fi
+            python+=(bench/generate.py "$fasta" --to "$results/generate")
+            ;;
         training)
-            python=(launch/quickstart.sh "${GENOME:-ecoli_k12}" "$results/quickstart")
+            python=(launch/quickstart.sh "$genome" "$results/quickstart")
             python+=(training.precision=bf16)
             ;;
     esac
