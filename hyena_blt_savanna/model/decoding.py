@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_blt_savanna.model.isotropic import Isotropic
-from hyena_blt_savanna.model.kmers import KmerReader
+from hyena_blt_savanna.model.kmer_reading import KmerReader
 from hyena_blt_savanna.model.memories import Memory, reader_of
 from hyena_blt_savanna.model.stack import Stack
 from hyena_blt_savanna.nucleotides import VOCABULARY_SIZE

@@ -17,7 +17,7 @@ from torch import Tensor
 from hyena_blt_savanna.model.decoding import StackReader
 from hyena_blt_savanna.model.from_patches import CrossAttention
 from hyena_blt_savanna.model.hyena_blt import HyenaBLT
-from hyena_blt_savanna.model.kmers import KmerReader
+from hyena_blt_savanna.model.kmer_reading import KmerReader
 from hyena_blt_savanna.model.patches import lay_out
 
 
