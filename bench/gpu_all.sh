@@ -21,7 +21,8 @@ declare -A about=(
     [step]="a step of 12 million parameters against its rivals, 8,192 to 1,048,576 bases"
     [step_1b]="a step of the 1B model against its rivals at 8,192 and 131,072 bases: utilisation"
     [step_1b_fused]="the same with mixers in one kernel of subquadratic-ops"
-    [million]="a step of the 1B model over 1,048,576 bases, and of its isotropic rival"
+    [million]="a step of the 1B model over 1,048,576 bases"
+    [million_isotropic]="the same of the isotropic model of the same blocks: some minutes a step"
     [profile_1b]="where the 1B model's step goes at 131,072 bases"
     [linear]="products of the 7B's blocks in FP8 against bf16"
     [compile]="torch.compile of each kind of block, and graph breaks"
@@ -29,8 +30,8 @@ declare -A about=(
     [training]="the quickstart in bf16 on the card, start to end"
 )
 slices=(
-    doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million profile_1b linear
-    compile generate training
+    doctor parity operators_short operators_middle operators_long step step_1b step_1b_fused million million_isotropic
+    profile_1b linear compile generate training
 )
 
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '/^set /d'; }
@@ -87,8 +88,11 @@ command_of() {
             python+=(--convolution back_to_back --to "$results/step_1b_fused")
             ;;
         million)
-            python+=(bench/step.py "$one_b" "${peak[@]}" --models hybrid isotropic --lengths 1048576)
-            python+=(--to "$results/million")
+            python+=(bench/step.py "$one_b" "${peak[@]}" --models hybrid --lengths 1048576 --to "$results/million")
+            ;;
+        million_isotropic)
+            python+=(bench/step.py "$one_b" "${peak[@]}" --models isotropic --lengths 1048576 --turns 1 --timed 1)
+            python+=(--to "$results/million_isotropic")
             ;;
         profile_1b) python+=(bench/profile_step.py "$one_b" --to "$results/profile_1b.md") ;;
         linear) python+=(bench/linear.py --to "$results") ;;

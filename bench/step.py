@@ -6,11 +6,11 @@ and depth. On a GPU where there is one, else on a CPU by one thread. Windows are
 average.
 
 Each measurement has a process of its own, with the memory settings of launch/env.sh: a step of a short window first,
-then one step of the window to warm up and two that are timed, of which the lesser counts: processor time on a CPU,
-which other work disturbs least, else time. The models take turns, twice. Memory is the peak of one step less what was
-taken before. Utilisation is operations over what a product of two large matrices in the same precision reaches in the
-same run, or over the peak that --peak-tflops names. What can't be expected to fit in the time (--seconds) or the memory
-(--memory-gb, the card's if left out) is left out, and the row says why.
+then one step of the window to warm up and --timed ones that are timed, of which the least counts: processor time on a
+CPU, which other work disturbs least, else time. The models take turns, --turns times. Memory is the peak of one step
+less what was taken before. Utilisation is operations over what a product of two large matrices in the same precision
+reaches in the same run, or over the peak that --peak-tflops names. What can't be expected to fit in the time
+(--seconds) or the memory (--memory-gb, the card's if left out) is left out, and the row says why.
 
 Writes FOLDER/table.md and FOLDER/step.json.
 """
@@ -43,7 +43,6 @@ from hyena_blt_savanna.training.model_config import with_activation_checkpointin
 
 LENGTHS = [8192, 32_768, 131_072, 524_288, 1_048_576]
 SHORT_BASES = 512
-NUM_TIMED, NUM_TURNS = 2, 2
 MODELS = ["hybrid", "isotropic", "transformer"]
 CPU_MEMORY_GB = 16.0
 MATRIX = 2048
@@ -57,7 +56,9 @@ def operations_a_second(precision: str) -> float:
     return 2 * MATRIX**3 / min(seconds_of(lambda: x @ x, device) for _ in range(20))
 
 
-def measure(tree: dict[str, Any], num_bases: int, precision: str, backend: Any) -> dict[str, float] | str:
+def measure(
+    tree: dict[str, Any], num_bases: int, precision: str, backend: Any, num_timed: int
+) -> dict[str, float] | str:
     """Seconds and bytes of a step; or why there is none."""
     device = device_here()
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def measure(tree: dict[str, Any], num_bases: int, precision: str, backend: Any) 
             torch.cuda.reset_peak_memory_stats()
             step()
             memory = float(torch.cuda.max_memory_allocated() - before)
-        return {"seconds": min(seconds_of(step, device) for _ in range(NUM_TIMED)), "memory_bytes": memory}
+        return {"seconds": min(seconds_of(step, device) for _ in range(num_timed)), "memory_bytes": memory}
     except torch.OutOfMemoryError:
         return "out of memory"
 
@@ -125,7 +126,7 @@ class Benchmark:
         """All lengths, the short ones first."""
         for num_bases in self.options.lengths:
             rows = [{"model": name, "num_bases": num_bases, **self._sizes(name, num_bases)} for name in self.models]
-            for _ in range(NUM_TURNS):
+            for _ in range(self.options.turns):
                 for row in rows:
                     self._take_turn(row)
             self.found["rows"] += rows
@@ -157,10 +158,8 @@ class Benchmark:
             return
         config = self.models[row["model"]]
         tree = (with_activation_checkpointing(config) if row["again"] else config).to_dict()
-        backend = self.options.convolution
-        [found] = run_ranks(
-            measure, 1, tree, row["num_bases"], self.precision, backend, timeout_seconds=3600, from_scratch=True
-        )
+        given = (tree, row["num_bases"], self.precision, self.options.convolution, self.options.timed)
+        [found] = run_ranks(measure, 1, *given, timeout_seconds=3600, from_scratch=True)
         if isinstance(found, str):
             row["why_not"] = found
         else:
@@ -212,6 +211,8 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--convolution", default="auto", help="as training.convolution")
     parser.add_argument("--peak-tflops", type=float, help="of the card, dense, in the precision")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--timed", type=int, default=2, help="steps of a turn that are timed")
     parser.add_argument("--again-from", type=int, default=262_144, help="bases: activations are computed again")
     parser.add_argument("--to", type=Path, default=ROOT / "docs/results/step")
     options = parser.parse_args()
