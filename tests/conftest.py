@@ -1,8 +1,12 @@
-"""The order of the files: those that take longest first, so that none of them is alone at the end."""
+"""What holds for all tests: the longest files come first, and no test finds the kernels that another one has put in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from hyena_blt_savanna.model.fused import without_kernels
 
 LONGEST_FIRST = [
     "test_slurm_jobs.py",
@@ -25,6 +29,13 @@ LONGEST_FIRST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves them to the front; the others stay as they were."""
+    """Moves them to the front, so that none of them is alone at the end; the others stay as they were."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def _own_kernels() -> Iterator[None]:
+    """A training in the process puts in a CPU's kernels, whose operations torch's counter doesn't see."""
+    with without_kernels():
+        yield

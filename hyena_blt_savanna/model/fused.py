@@ -70,10 +70,11 @@ def _has_numbers(tensor: Tensor) -> bool:
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """No kernels are used within."""
+    """No kernels are used within but those that are put in there; afterwards they are what they were."""
     kept = dict(_kernels)
     _kernels.clear()
     try:
         yield
     finally:
+        _kernels.clear()
         _kernels.update(kept)
