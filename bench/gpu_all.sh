@@ -8,8 +8,8 @@
 #
 # RESULTS (docs/results/gpu if left out) gets a log of each slice and what its command writes. A slice that fails or
 # runs past SECONDS_A_SLICE (600) does not end the others, but the exit code is 1. PEAK_TFLOPS (989: H100, H200, dense
-# bf16) is what utilisation is a share of. GENOME is a FASTA file, or a name of configs/data/genomes.yaml (ecoli_k12) that
-# is fetched where it is not in genomes/. ON_CPU=1 tries the commands where there is no card.
+# bf16) is what utilisation is a share of. GENOME is a FASTA file, or a name of configs/data/genomes.yaml (ecoli_k12),
+# which is fetched where it is not in genomes/. ON_CPU=1 tries the commands where there is no card.
 set -uo pipefail
 
 declare -A about=(

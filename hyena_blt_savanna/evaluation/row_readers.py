@@ -7,6 +7,7 @@ over the whole sequence. The other models read everything again for each base.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,7 +105,7 @@ class _Patches:
         return np.array(self.lengths[1:] + unfinished, dtype=np.int32)
 
 
-class _Rows:
+class _Rows(ABC):
     """Rows that are read side by side.
 
     Args:
@@ -139,9 +140,9 @@ class _Rows:
         """What is remembered of all rows, k-mers and boundaries aside."""
         return self._decoder.num_bytes
 
+    @abstractmethod
     def _go_on(self, rows: list[int]) -> tuple[list[int], Tensor]:
         """Reads what was pushed; the rows are those of the decoder."""
-        raise NotImplementedError
 
 
 class IsotropicRows(_Rows):

@@ -32,6 +32,22 @@ def test_results_come_by_rank():
     assert [int(value) for value in run_ranks(sum_of_ranks, 2, 10)] == [21, 22]
 
 
+def environment_of_rank(names: list[str]) -> tuple[int, list[str | None]]:
+    return os.getppid(), [os.environ.get(name) for name in names]
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_the_environment_is_the_caller_s(from_scratch, monkeypatch):
+    names = ["SAID_LATER", "DS_ACCELERATOR", "RANK"]
+    # The process that ranks are forks of has been started by now, or is without it.
+    run_ranks(environment_of_rank, 1, names)
+    monkeypatch.setenv("SAID_LATER", "yes")
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    [(parent, found)] = run_ranks(environment_of_rank, 1, names, from_scratch=from_scratch)
+    assert found == ["yes", "cpu", "0"]
+    assert (parent == os.getpid()) is from_scratch
+
+
 @pytest.mark.parametrize(
     ("how", "timeout_seconds", "says"),
     [
